@@ -1,0 +1,161 @@
+"""Writes a checkpoint folder of random weights: python tools/make_checkpoint.py OUT --preset vita-1.5
+
+One tensor at a time goes to disk, so the 16.6 GB of a full-size model need a few hundred megabytes of memory.
+``vita-1.5`` is laid out as released, with the configs of its eye and ear in folders of their own;
+``qwen2-7b`` and ``qwen2-0.5b`` as Hugging Face writes them; ``demo`` as this project does. The tokenizer
+knows bytes and the special tokens alone. Weights are small normal numbers, norms are one.
+"""
+
+import argparse
+import json
+import math
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vita_ref import Vita, VitaConfig
+from vita_ref.checkpoint import expected_names
+from vita_ref.config import DecoderConfig
+from vita_ref.model import TABLE
+
+QWEN2_HALF_B = VitaConfig(
+    DecoderConfig(151936, 896, 4864, 24, 14, 2, 64), bos_token_id=151643, eos_token_ids=(151645,), dtype="bfloat16"
+)
+CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.long: "I64"}
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+EYE, EAR = "InternViT-300M-448px", "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
+
+
+def random_tensor(name, like, dtype, generator):
+    """Values under which a forward pass stays finite: norms and scales one, the rest narrow."""
+    if not like.is_floating_point():
+        return torch.zeros(like.shape, dtype=like.dtype)
+    if like.dim() == 1 and name.endswith(("weight", "ls1", "ls2", "istd", "running_var")):
+        return torch.ones(like.shape, dtype=dtype)
+    spread = 1 / math.sqrt(like[0].numel()) if like.dim() > 1 else 0.01
+    return torch.empty(like.shape, dtype=dtype).normal_(0, spread, generator=generator)
+
+
+def write_shards(folder, tensors, dtype, shard_bytes, seed):
+    """Streams tensors (name -> meta tensor) into safetensors files of about ``shard_bytes``, and their index."""
+    def kind(t):
+        return dtype if t.is_floating_point() else t.dtype
+
+    shards, size = [[]], 0
+    for name, t in tensors.items():
+        nbytes = t.numel() * kind(t).itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards, size = [*shards, []], 0
+        shards[-1].append(name)
+        size += nbytes
+    generator, weight_map, total = torch.Generator().manual_seed(seed), {}, 0
+    for number, names in enumerate(shards, 1):
+        single = len(shards) == 1
+        file = "model.safetensors" if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        for name in names:
+            end = offset + tensors[name].numel() * kind(tensors[name]).itemsize
+            shape = list(tensors[name].shape)
+            header[name] = {"dtype": CODES[kind(tensors[name])], "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+        head = json.dumps(header).encode()
+        head += b" " * (-len(head) % 8)
+        with open(folder / file, "wb") as out:
+            out.write(struct.pack("<Q", len(head)) + head)
+            for name in names:
+                values = random_tensor(name, tensors[name], dtype, generator)
+                out.write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
+        weight_map |= dict.fromkeys(names, file)
+        total += offset
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return total
+
+
+def write_tokenizer(folder, size):
+    """A byte-level tokenizer of ``size`` ids: 256 bytes, unused fillers, and ChatML's tokens last."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*plain}))}
+    first = size - len(SPECIAL)
+    vocab = {letters[b]: b for b in range(256)} | {f"filler{i}": i for i in range(256, first)}
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    added = {str(first + i): {"content": token, "special": True} for i, token in enumerate(SPECIAL)}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, "eos_token": "<|im_end|>"}))
+
+
+def qwen2_json(config, dtype):
+    """A decoder's config as Hugging Face spells it."""
+    c = config.decoder
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    keys += ("num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "tie_word_embeddings")
+    return {"model_type": "qwen2", "hidden_act": "silu", "torch_dtype": dtype} | {k: getattr(c, k) for k in keys}
+
+
+def write_towers(folder, config):
+    """The folders of the released eye and ear: their configs; the weights stand in the shards."""
+    v, a = config.vision, config.audio
+    (folder / EYE).mkdir(exist_ok=True)
+    (folder / EAR).mkdir(exist_ok=True)
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    eye = {"model_type": "intern_vit_6b", "qkv_bias": True, "layer_norm_eps": v.layer_norm_eps}
+    (folder / EYE / "config.json").write_text(json.dumps(eye | {k: getattr(v, k) for k in keys}, indent=1))
+    sub = {"subsampling-rate": 4, "subsampling-input-dim": 80, "subsampling-output-dim": a.subsampling_size}
+    enc = {
+        "attention-dim": a.hidden_size, "attention-heads": a.num_attention_heads, "linear-units": a.intermediate_size,
+        "num-blocks": a.num_hidden_layers, "pos-enc-class": a.position_encoding, "dynamic-chunks": False,
+        "concat-after": a.concat_after, "chunk_size": a.chunk_size, "left_chunks": a.left_chunks,
+    }  # fmt: skip
+    layers = {"subsampling": sub, "transformer": {f"transformer-{k}": v for k, v in enc.items()}}
+    yaml = {  # JSON is YAML too
+        "input_dim": 80, "is_json_cmvn": True,
+        "encoder_conf": {"overview_conf": {"encoder-layer-config": "subsampling-transformer"}, "para_conf": layers},
+        "model_conf": {"norm": a.adapter_norm, "activation_func": a.adapter_activation, "kernel_size": 5},
+        "dataset_conf": {"fbank_conf": {"dither": a.dither, "frame_length": 25, "frame_shift": 10}},
+    }  # fmt: skip
+    (folder / EAR / "train.yaml").write_text(json.dumps(yaml, indent=1))
+    cmvn = {"mean_stat": [0.0] * 80, "var_stat": [1.0] * 80, "frame_num": 1}
+    (folder / EAR / "global_cmvn").write_text(json.dumps(cmvn))
+
+
+def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None):
+    """Writes the folder; gives its bytes of weights. ``config`` may change the preset's sizes."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config or (QWEN2_HALF_B if preset == "qwen2-0.5b" else VitaConfig.preset(preset))
+    dtype = dtype or config.dtype
+    with torch.device("meta"):
+        vita = Vita(config)
+    state = vita.state_dict()
+    tensors = {name: state[own] for name, own in expected_names(vita, TABLE).items()}
+    if preset in ("vita-1.5", "qwen2-7b", "qwen2-0.5b"):
+        raw = qwen2_json(config, dtype) | {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids)}
+        if preset == "vita-1.5":
+            write_towers(folder, config)
+            raw |= {"model_type": "vita-Qwen2", "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": f"/train/{EYE}"}
+            raw |= {"mm_audio_encoder": f"/train/{EAR}", "tokenizer_model_max_length": config.tokenizer_model_max_length}
+        (folder / "config.json").write_text(json.dumps(raw, indent=1))
+        write_tokenizer(folder, config.eos_token_ids[0] + 1)
+    else:
+        (folder / "config.json").write_text(replace(config, dtype=dtype).to_json())
+        write_tokenizer(folder, config.decoder.vocab_size)
+    return write_shards(folder, tensors, getattr(torch, dtype), int(shard_gb * 1e9), seed)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", default="vita-1.5", choices=[*("documented", "vita-1.5", "qwen2-7b", "demo"), "qwen2-0.5b"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--shard-gb", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    nbytes = write(a.folder, a.preset, a.dtype, a.shard_gb, a.seed)
+    print(f"{a.folder}: {nbytes / 1e9:.2f} GB of weights")
+
+
+if __name__ == "__main__":
+    main()

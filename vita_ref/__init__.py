@@ -1,0 +1,8 @@
+"""VITA from scratch in plain PyTorch: a multimodal assistant to read, to run and to check others against."""
+
+from .cache import KVCache
+from .config import VitaConfig
+from .model import Vita
+from .splice import splice
+
+__all__ = ["KVCache", "Vita", "VitaConfig", "splice"]

@@ -1,0 +1,284 @@
+"""The command line: ``python -m vita_ref.generate --image x.jpg`` answers, and prints nothing else.
+
+    flags -> Request -> Vita.inputs -> Vita.steps -> text as it becomes certain
+
+Exit status 2 and one line on standard error for whatever the user can mend.
+
+Test: ``pytest tests/test_generate.py``
+"""
+
+import argparse
+import io
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from . import sampling
+from .model import Vita
+from .request import Request, batch, prepare
+from .tokenizer import StreamDecoder
+
+GROUP = 8  # requests of a --batch file that run together
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message):
+        self.exit(2, f"vita_ref: {message} (--help lists the flags)\n")
+
+
+def parser():
+    """The flags of the interface, with their defaults."""
+    p = Parser(prog="python -m vita_ref.generate", description="Answers a question about pictures, sounds or a video.")
+    p.add_argument("--model", metavar="DIR", help="checkpoint folder (default: the demo weights)")
+    p.add_argument("--vision-dir", metavar="DIR", help="where a VITA-1.5 folder's vision config lies")
+    p.add_argument("--audio-dir", metavar="DIR", help="where a VITA-1.5 folder's train.yaml lies")
+    p.add_argument("--prompt", metavar="TEXT", help="the question; may hold <image>, <audio> and <video>")
+    p.add_argument("--image", metavar="PATH", action="append", default=[], help="a picture, or - for standard input")
+    p.add_argument("--audio", metavar="PATH", action="append", default=[], help="a sound: wav, flac, ogg, mp3")
+    p.add_argument("--video", metavar="PATH", help="a film, an animation, or a folder of frames")
+    p.add_argument("--fps", type=float, default=1.0, help="frames of a video looked at in a second")
+    p.add_argument("--max-frames", type=int, default=16)
+    p.add_argument("--system", metavar="TEXT", help="system prompt (default: the checkpoint's own)")
+    p.add_argument("--system-file", metavar="PATH", help="the same from a file")
+    p.add_argument("--raw", action="store_true", help="the prompt as it is, without the chat template")
+    p.add_argument("--max-new-tokens", type=int, default=256)
+    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, the default")
+    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--top-k", type=int, default=0)
+    p.add_argument("--repetition-penalty", type=float, default=1.0)
+    p.add_argument("--seed", type=int)
+    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
+    p.add_argument("--quantize", choices=["int8"], help="weight-only int8")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--threads", type=int)
+    p.add_argument("--max-tiles", type=int, help="tiles a picture is cut into at most; 1 turns tiling off")
+    p.add_argument("--no-stream", action="store_true", help="print once at the end")
+    p.add_argument("--json", action="store_true", help="one JSON object instead of the text")
+    p.add_argument("--batch", metavar="FILE", help="JSON lines, one request each; answers as JSON lines")
+    p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
+    p.add_argument("--speak", metavar="OUT.wav", help="also speak the answer")
+    p.add_argument("--verbose", action="store_true", help="progress and timings even where nobody watches")
+    return p
+
+
+def demo_folder():
+    """The weights that come with the project: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    places = [here / "weights" / "demo", here.parent / "weights" / "demo"]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise ValueError(f"the demo weights are not there (looked in {places[0]} and {places[1]}); name a folder with --model")
+
+
+def check(a):
+    """Refuses flags that are out of range or do not go together.
+
+    Raises: ValueError that names the flag.
+    """
+    least = {"fps": 1e-3, "max_frames": 1, "max_new_tokens": 1, "threads": 1, "max_tiles": 1, "top": 0}
+    for name, low in least.items():
+        value = getattr(a, name)
+        if value is not None and not value >= low:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
+    sampling.check_options(
+        temperature=a.temperature, top_p=a.top_p, top_k=a.top_k, repetition_penalty=a.repetition_penalty
+    )
+    if a.top and not (a.json or a.batch):
+        raise ValueError("--top needs --json")
+    if a.system is not None and a.system_file is not None:
+        raise ValueError("--system and --system-file say the same thing; give one")
+    if a.image.count("-") > 1:
+        raise ValueError("standard input holds one picture; --image - may stand once")
+    if a.batch and (a.prompt is not None or a.image or a.audio or a.video or a.speak):
+        raise ValueError("--batch takes its requests from the file: leave out --prompt, --image, --audio, --video, --speak")
+    try:
+        torch.empty(0, device=a.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
+
+
+def read_text(path):
+    """A text file's content. Raises: ValueError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+
+
+def requests(a):
+    """The requests that the flags or the --batch file describe, as `Request`."""
+    system = a.system if a.system_file is None else read_text(a.system_file)
+    common = {"system": system, "raw": a.raw, "max_tiles": a.max_tiles, "fps": a.fps, "max_frames": a.max_frames}
+    if not a.batch:
+        images = [io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in a.image]
+        return [Request(a.prompt, images, a.audio, a.video, **common)]
+    found, folder = [], Path(a.batch).parent
+    lines = [line for line in read_text(a.batch).splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(Request(**batch_line(line, folder), **common))
+        except ValueError as error:
+            raise ValueError(f"{a.batch} request {number}: {error}") from None
+    if not found:
+        raise ValueError(f"{a.batch} holds no request")
+    return found
+
+
+def batch_line(line, folder):
+    """The fields of one line of a --batch file, its paths made relative to the file's folder."""
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(raw, dict) or not set(raw) <= {"prompt", "images", "audios", "video"}:
+        raise ValueError("expected an object with prompt, images, audios, video")
+    for name, kind in (("prompt", str), ("video", str), ("images", list), ("audios", list)):
+        if raw.get(name) is not None and not isinstance(raw[name], kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {type(raw[name]).__name__}")
+    paths = {name: [str(folder / path) for path in raw.get(name) or []] for name in ("images", "audios")}
+    video = None if raw.get("video") is None else str(folder / raw["video"])
+    return {"prompt": raw.get("prompt"), "video": video} | paths
+
+
+def answer(vita, ready, a, show=None):
+    """Answers prepared requests together: a list of the objects that --json prints.
+
+    ``show`` is called with each piece of the first one's text as soon as it is certain.
+    """
+    start = time.perf_counter()
+    x = vita.inputs(**batch(ready))
+    generator = None if a.seed is None else torch.Generator(vita.decoder.norm.weight.device).manual_seed(a.seed)
+    steps = vita.steps(
+        x,
+        max_new_tokens=a.max_new_tokens,
+        do_sample=a.temperature > 0,
+        temperature=a.temperature,
+        top_p=a.top_p,
+        top_k=a.top_k,
+        repetition_penalty=a.repetition_penalty,
+        eos_token_ids=vita.stop_ids,
+        generator=generator,
+        seen=vita.seen([p.ids for p in ready], None, x.embeds) if a.repetition_penalty != 1.0 else None,
+    )
+    stream, written, first = StreamDecoder(vita.tokenizer), [], None
+    for ids, logits in steps:
+        if first is None:
+            first, prefilled = logits, time.perf_counter()
+        written.append(ids)
+        if show and int(ids[0]) not in vita.stop_ids:
+            show(stream.push([int(ids[0])]))
+    if show:
+        show(stream.flush())
+    end = time.perf_counter()
+    results = []
+    for row, segments, scores in zip(torch.stack(written, 1), x.segments, first):
+        ids = vita.answer(row)
+        ended = len(ids) < len(row)
+        counts = {f"{kind}_tokens": sum(b - c for k, c, b in segments if k == kind) for kind in ("text", "image", "audio")}
+        seconds = {"prefill_s": prefilled - start, "decode_s": end - prefilled}
+        speed = (len(written) - 1) / max(end - prefilled, 1e-9)
+        result = {
+            "text": vita.tokenizer.decode(ids, skip_special_tokens=True),
+            "token_ids": ids,
+            "finish_reason": "stop" if ended else "length",
+            "prompt": counts | {"total": sum(counts.values())},
+            "timing": {k: round(v, 4) for k, v in seconds.items()} | {"tokens_per_s": round(speed, 2)},
+            "state": None,
+        }
+        if a.top:
+            likely = scores.float().softmax(-1).topk(min(a.top, len(scores)))
+            result["top"] = [
+                {"token_id": i, "token": vita.tokenizer.decode([i]), "probability": p}
+                for p, i in zip(likely.values.tolist(), likely.indices.tolist())
+            ]
+        results.append(result)
+    return results
+
+
+def run(a):
+    """Loads, answers and prints. Raises: ValueError for what the user can mend."""
+    check(a)
+    talk = a.verbose or sys.stderr.isatty()
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    asked, start = requests(a), time.perf_counter()
+    vita = Vita.from_pretrained(
+        a.model or demo_folder(),
+        dtype=None if a.dtype is None else getattr(torch, a.dtype),
+        device=a.device,
+        quantize=a.quantize,
+        vision_dir=a.vision_dir,
+        audio_dir=a.audio_dir,
+        progress=loading_bar() if talk else None,
+    )
+    loaded = time.perf_counter() - start
+    ready = [prepared(request, vita, f"{a.batch} request {i}: " if a.batch else "") for i, request in enumerate(asked, 1)]
+    plain = not (a.json or a.batch)
+    with torch.inference_mode():
+        for i in range(0, len(ready), GROUP):
+            stream = plain and not a.no_stream
+            for result in answer(vita, ready[i : i + GROUP], a, show if stream else None):
+                result["timing"] = {"load_s": round(loaded, 4)} | result["timing"]
+                if plain:
+                    print("" if stream else result["text"], flush=True)
+                else:
+                    print(json.dumps(result, ensure_ascii=False), flush=True)
+                if talk:
+                    times = ", ".join(f"{k} {v}" for k, v in result["timing"].items())
+                    print(f"{times}, {result['prompt']['total']} positions", file=sys.stderr)
+
+
+def prepared(request, vita, where):
+    """`prepare`, its errors saying which of several requests they are about."""
+    try:
+        return prepare(request, vita.config, vita.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+
+
+def show(text):
+    """A piece of the answer, at once."""
+    print(text, end="", flush=True)
+
+
+def loading_bar():
+    """A progress bar on standard error for loads of more than a second, where tqdm is there."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    bar = tqdm(unit=" tensors", delay=1.0, leave=False, file=sys.stderr)
+
+    def progress(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
+
+
+def main(argv=None):
+    """Entry point; gives the exit status."""
+    arguments = parser().parse_args(argv)
+    if not arguments.verbose:
+        warnings.simplefilter("ignore")  # libraries' remarks about odd files
+    try:
+        run(arguments)
+    except ValueError as error:
+        print(f"vita_ref: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

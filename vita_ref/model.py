@@ -1,0 +1,432 @@
+"""Vita: the eye, the ear, the splice and the decoder wired together, and the loop that writes an answer.
+
+    images, sounds -> features -> splice -> decoder -> logits -> next token -> decoder -> ...
+
+Test: ``pytest tests/test_model.py``
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from . import checkpoint, quant, sampling
+from .audio import AudioEncoder
+from .cache import KVCache
+from .config import VitaConfig
+from .decoder import Decoder, next_token_loss
+from .prompt import TEMPLATES
+from .request import Request, batch, lack, prepare
+from .splice import splice
+from .tokenizer import load_tokenizer
+from .video import slow_fast
+from .vision import Projector, VisionTower
+
+# where a checkpoint keeps each part
+TABLE = {
+    "decoder.": "model.",
+    "decoder.lm_head.": "lm_head.",
+    "vision.": "model.vision_tower.vision_tower.",
+    "projector.": "model.mm_projector.",
+    "audio.": "model.audio_encoder.",
+}
+PART_PREFIXES = {"vision": ("model.vision_tower.", "model.mm_projector."), "audio": ("model.audio_encoder.",)}
+
+
+class VitaOutput(NamedTuple):
+    """Logits [B, S, V], the loss or None, the cache to go on with, and what else was asked for.
+
+    ``segments`` says where text, images and sounds stand in a spliced row (None where nothing was
+    spliced); ``cache`` is None while gradients are recorded.
+    """
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+    cache: KVCache | None
+    hidden_states: tuple | None
+    attentions: tuple | None
+    segments: list | None
+
+
+class Inputs(NamedTuple):
+    """A batch as the decoder takes it."""
+
+    embeds: torch.Tensor  # [B, S, D]
+    mask: torch.Tensor | None
+    positions: torch.Tensor | None
+    labels: torch.Tensor | None
+    segments: list | None
+
+
+class Vita(nn.Module):
+    """The whole model; a part that its config leaves out is None."""
+
+    def __init__(self, config, tokenizer=None):
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        width = config.decoder.hidden_size
+        self.decoder = Decoder(config.decoder)
+        self.vision = VisionTower(config.vision) if config.vision else None
+        self.projector = Projector(config.vision.feature_size, width) if config.vision else None
+        self.audio = AudioEncoder(config.audio, width) if config.audio else None
+
+    @classmethod
+    def from_pretrained(
+        cls, folder, dtype=None, device="cpu", quantize=None, *, vision_dir=None, audio_dir=None, progress=None
+    ):
+        """Reads a checkpoint folder (see `VitaConfig.from_folder`) into a model in eval mode.
+
+        ``dtype`` is a torch dtype, None the config's; ``quantize="int8"`` rounds the decoder's
+        matrices as they arrive; ``vision_dir`` and ``audio_dir`` say where a
+        VITA-1.5 folder's towers have their configs; ``progress(done, total)`` counts tensors.
+        Raises: ValueError for whatever does not fit, with names.
+        """
+        if quantize not in (None, "int8"):
+            raise ValueError(f"quantize must be None or 'int8', got {quantize!r}")
+        config = VitaConfig.from_folder(folder, vision_dir=vision_dir, audio_dir=audio_dir)
+        files = checkpoint.locate(folder)
+        if config.template == "vita":
+            config = replace(config, decoder=resized(config.decoder, files))
+        with torch.device("meta"):
+            vita = cls(config, load_tokenizer(folder))
+            if quantize:
+                quant.int8_linears(vita.decoder)
+        absent = [p for part in config.missing for p in PART_PREFIXES[part]]
+        dtype = dtype if dtype is not None else getattr(torch, config.dtype)
+        assign = quant.assign if quantize else checkpoint.put
+        checkpoint.load(
+            vita, TABLE, files, dtype=dtype, device=device, ignored=absent, assign=assign, progress=progress
+        )
+        return vita.eval()
+
+    # ---- media to features
+
+    def encode_images(self, pixel_values):
+        """Shapes: [N, 3, height, width] normalised pixels -> [N, V, D]."""
+        if self.vision is None:
+            raise ValueError(f"this checkpoint cannot take pictures: {lack(self.config, 'vision')}")
+        like = self.decoder.norm.weight
+        return self.projector(self.vision(pixel_values.to(like.device, like.dtype)))
+
+    def encode_audios(self, fbank, lengths):
+        """Shapes: [N, T, M] filter banks, [N] frames -> embeds [N, T', D] and lengths [N] in positions."""
+        if self.audio is None:
+            raise ValueError(f"this checkpoint cannot take sounds: {lack(self.config, 'audio')}")
+        like = self.decoder.norm.weight
+        lengths = torch.as_tensor(lengths, device=like.device)  # [N]
+        return self.audio(fbank.to(like.device, like.dtype), lengths)
+
+    def image_features(self, images, sf_masks=None):
+        """Features [V_i, D] of each placeholder: a tensor's rows, or a list's entries with all their tiles."""
+        if images is None:
+            return []
+        tiles = [x if x.dim() == 4 else x[None] for x in images]
+        if len({t.shape[1:] for t in tiles}) == 1:
+            seen = self.encode_images(torch.cat(tiles)).split([len(t) for t in tiles])
+        else:
+            seen = [self.encode_images(t) for t in tiles]
+        features = [x.flatten(0, 1) for x in seen]  # each [V_i, D]
+        return features if sf_masks is None else slow_fast(features, sf_masks)
+
+    def audio_features(self, audios):
+        """Features [A_i, D] of each sound, from filter banks or from ready embeddings (see interface)."""
+        if audios is None:
+            return []
+        rows, width = list(audios["audios"]), self.config.decoder.hidden_size
+        lengths = [int(n) for n in audios.get("lengths", map(len, rows))]
+        if len(lengths) != len(rows):
+            raise ValueError(f"{len(rows)} audios were given with {len(lengths)} lengths")
+        bins = self.config.audio.num_mel_bins if self.config.audio else None
+        ready = audios.get("kind") == "embeds" or all(r.shape[-1] == width != bins for r in rows)
+        rows = [row[:n] for row, n in zip(rows, lengths)]
+        if not ready:
+            longest = max(map(len, rows))
+            batch = torch.stack([nn.functional.pad(r, (0, 0, 0, longest - len(r))) for r in rows])  # [N, T, M]
+            heard = self.encode_audios(batch, [len(r) for r in rows])
+            rows = [e[:n] for e, n in zip(heard.embeds, heard.lengths.tolist())]
+        prompts = self.config.audio.num_prompts if self.config.audio and not ready else 0
+        kept = audios.get("lengths_for_llm")  # more than there are means all: upstream says 60 for 50
+        return rows if kept is None else [r[: int(n) + prompts] for r, n in zip(rows, kept)]
+
+    # ---- one pass
+
+    def inputs(
+        self,
+        input_ids=None,
+        *,
+        images=None,
+        audios=None,
+        attention_mask=None,
+        position_ids=None,
+        labels=None,
+        inputs_embeds=None,
+        cache=None,
+        sf_masks=None,
+        shared_v_pid_stride=None,
+    ):
+        """Ids and media, or ready embeddings, as what the decoder takes. Arguments as in `forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is not None:
+            if images is not None or audios is not None:
+                raise ValueError("images and audios need input_ids with their placeholders, not inputs_embeds")
+            return Inputs(inputs_embeds, attention_mask, position_ids, labels, None)
+        c = self.config
+        if images is None and audios is None and not isinstance(input_ids, list):
+            for kind, token in (("image", c.image_token_index), ("audio", c.audio_token_index)):
+                if count := int((input_ids == token).sum()):
+                    raise ValueError(f"the prompt has {count} {kind} placeholders, but 0 {kind}s were given")
+            return Inputs(self.embed(input_ids), attention_mask, position_ids, labels, None)
+        if position_ids is not None:
+            raise ValueError("position_ids of a spliced prompt are made by the splice and cannot be given")
+        spliced = splice(
+            input_ids,
+            self.embed,
+            self.image_features(images, sf_masks),
+            self.audio_features(audios),
+            attention_mask,
+            labels,
+            image_token=c.image_token_index,
+            audio_token=c.audio_token_index,
+            padding_side=c.tokenizer_padding_side,
+            max_length=c.tokenizer_model_max_length,
+            shared_v_pid_stride=shared_v_pid_stride,
+            state_labels=None if audios is None else audios.get("state_labels"),
+        )
+        positions = spliced.position_ids  # [B, S]
+        if cache is not None:
+            positions = positions + cache.next_positions[:, None] * spliced.attention_mask  # [B, S]
+        return Inputs(spliced.inputs_embeds, spliced.attention_mask, positions, spliced.labels, spliced.segments)
+
+    def embed(self, ids):
+        """Rows of the embedding table. Shapes: [...] long -> [..., D]."""
+        size = self.config.decoder.vocab_size
+        if not ids.is_meta and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < size):
+            raise ValueError(f"token ids must lie in 0..{size - 1}, got {int(ids.min())}..{int(ids.max())}")
+        return self.decoder.embed_tokens(ids)
+
+    def forward(
+        self,
+        input_ids=None,
+        *,
+        images=None,
+        audios=None,
+        attention_mask=None,
+        position_ids=None,
+        labels=None,
+        inputs_embeds=None,
+        cache=None,
+        sf_masks=None,
+        shared_v_pid_stride=None,
+        output_hidden_states=False,
+        output_attentions=False,
+    ):
+        """One pass over a batch, going on from ``cache`` if one is given.
+
+        Shapes: input_ids [B, S] long or a list of [S_i]; images [N, 3, H, W] or a list of [3, H, W]
+        or [F, 3, H, W]; audios a dict (see interface); attention_mask [B, S]; position_ids [B, S];
+        labels [B, S] long, those below zero not counted; inputs_embeds [B, S, D].
+        """
+        x = self.inputs(
+            input_ids,
+            images=images,
+            audios=audios,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            labels=labels,
+            inputs_embeds=inputs_embeds,
+            cache=cache,
+            sf_masks=sf_masks,
+            shared_v_pid_stride=shared_v_pid_stride,
+        )
+        if cache is None and not (torch.is_grad_enabled() and x.embeds.requires_grad):
+            cache = self.decoder.new_cache(len(x.embeds), None)
+        out = self.decoder(
+            x.embeds,
+            attention_mask=x.mask,
+            position_ids=x.positions,
+            cache=cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.decoder.logits(out.last_hidden_state)  # [B, S, V]
+        loss = None if x.labels is None else next_token_loss(logits, x.labels)
+        return VitaOutput(logits, loss, cache, out.hidden_states, out.attentions, x.segments)
+
+    # ---- answers
+
+    def steps(
+        self,
+        x,
+        *,
+        max_new_tokens,
+        do_sample=False,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        repetition_penalty=1.0,
+        eos_token_ids=(),
+        pad_token_id=0,
+        generator=None,
+        seen=None,
+    ):
+        """Writes on from `Inputs`: yields (ids [B], logits [B, V]) until every row has ended.
+
+        Rows that ended get ``pad_token_id``; ``seen`` [B, V] bool are the tokens that the repetition
+        penalty counts from the start.
+        """
+        b, s, _ = x.embeds.shape
+        cache = self.decoder.new_cache(b, s + max_new_tokens)
+        hidden = self.decoder(
+            x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache
+        ).last_hidden_state  # [B, S, D]
+        if x.mask is None:
+            hidden = hidden[:, -1]  # [B, D]
+        else:  # the last real column of each row, whichever side is padded
+            columns = torch.arange(1, s + 1, device=hidden.device)  # [S]
+            last = (x.mask.bool() * columns).argmax(1)  # [B]
+            hidden = hidden[torch.arange(b, device=hidden.device), last]  # [B, D]
+        ended = torch.zeros(b, dtype=torch.bool, device=hidden.device)  # [B]
+        stops = torch.tensor(list(eos_token_ids), dtype=torch.long, device=hidden.device)
+        for step in range(max_new_tokens):
+            logits = self.decoder.logits(hidden)  # [B, V]
+            scores = logits  # [B, V]
+            if repetition_penalty != 1.0:
+                scores = sampling.repetition_penalty(logits, seen, repetition_penalty)  # [B, V]
+            ids = sampling.sample(
+                scores, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+            )
+            ids = ids.masked_fill(ended, pad_token_id)  # [B]
+            yield ids, logits
+            ended = ended | torch.isin(ids, stops)  # [B]
+            if ended.all() or step + 1 == max_new_tokens:
+                return
+            if repetition_penalty != 1.0:
+                seen[torch.arange(b, device=ids.device), ids] = True
+            embeds = self.decoder.embed_tokens(ids[:, None])  # [B, 1, D]
+            hidden = self.decoder(embeds, cache=cache).last_hidden_state[:, -1]  # [B, D]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids=None,
+        *,
+        images=None,
+        audios=None,
+        sf_masks=None,
+        shared_v_pid_stride=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        max_new_tokens,
+        do_sample=False,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        repetition_penalty=1.0,
+        eos_token_id=None,
+        pad_token_id=None,
+        generator=None,
+        stream=None,
+        include_prompt=False,
+    ):
+        """New token ids [B, G]; rows that ended early are filled with ``pad_token_id``.
+
+        ``eos_token_id`` is an id, a list, ``()`` for none, or None for the checkpoint's; ``stream`` is
+        called with each step's ids [B]; ``include_prompt`` puts ``input_ids`` in front, their
+        placeholders as they are. The other arguments are as in `forward`.
+        """
+        sampling.check_options(
+            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty
+        )
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+        if include_prompt and not isinstance(input_ids, torch.Tensor):
+            raise ValueError("include_prompt needs input_ids as a tensor [B, S]")
+        x = self.inputs(
+            input_ids,
+            images=images,
+            audios=audios,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            sf_masks=sf_masks,
+            shared_v_pid_stride=shared_v_pid_stride,
+        )
+        if x.embeds.shape[1] == 0:
+            raise ValueError("the prompt is empty: there is nothing to go on from")
+        eos = self.config.eos_token_ids if eos_token_id is None else eos_token_id
+        eos = (eos,) if isinstance(eos, int) else tuple(eos)
+        if pad_token_id is None:
+            pad_token_id = self.config.pad_token_id
+        if pad_token_id is None:
+            pad_token_id = eos[0] if eos else 0
+        written = []
+        steps = self.steps(
+            x,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            eos_token_ids=eos,
+            pad_token_id=pad_token_id,
+            generator=generator,
+            seen=self.seen(input_ids, attention_mask, x.embeds) if repetition_penalty != 1.0 else None,
+        )
+        for ids, _ in steps:
+            written.append(ids)
+            if stream is not None:
+                stream(ids)
+        new = torch.stack(written, 1)  # [B, G]
+        return torch.cat([input_ids, new], 1) if include_prompt else new
+
+    def seen(self, input_ids, attention_mask, embeds):
+        """Which tokens stand in each prompt, [B, V] bool; placeholders and padding do not count."""
+        seen = torch.zeros(len(embeds), self.config.decoder.vocab_size, dtype=torch.bool, device=embeds.device)
+        for i, row in enumerate(input_ids if input_ids is not None else ()):
+            row = row if attention_mask is None else row[attention_mask[i].bool()]
+            seen[i, row[(row >= 0) & (row < seen.shape[1])]] = True
+        return seen
+
+    def respond(self, text=None, images=(), audios=(), video=None, **generate_options):
+        """The answer to a question in words, with pictures and sounds as paths, PIL images or tensors."""
+        return self.respond_batch([Request(text, list(images), list(audios), video)], **generate_options)[0]
+
+    def respond_batch(self, requests, **generate_options):
+        """The answers to several requests at once (`Request`, or dicts of its fields), each as if it were alone."""
+        requests = [r if isinstance(r, Request) else Request(**r) for r in requests]
+        if not requests:
+            return []
+        ready = [prepare(r, self.config, self.tokenizer) for r in requests]
+        options = {"max_new_tokens": 256, "eos_token_id": self.stop_ids} | generate_options
+        ids = self.generate(**batch(ready), **options)
+        return [self.tokenizer.decode(self.answer(row), skip_special_tokens=True).strip() for row in ids]
+
+    @property
+    def stop_ids(self):
+        """The ids that end an answer: the checkpoint's, and the stop texts of its chat template."""
+        stops = [self.tokenizer.id_of(text) for text in TEMPLATES[self.config.template].stop] if self.tokenizer else []
+        return sorted({*self.config.eos_token_ids, *stops} - {None})
+
+    def answer(self, ids):
+        """A row of new ids [G] up to the first that ends it, as a list."""
+        ids, stops = ids.tolist(), self.stop_ids
+        ends = [i for i, token in enumerate(ids) if token in stops]
+        return ids[: ends[0]] if ends else ids
+
+
+def resized(decoder, files):
+    """The decoder config with the vocabulary that the folder's embeddings and head have.
+
+    Upstream's loader resizes both to the tokenizer, so a saved folder's config may say another number.
+    """
+    shapes = {}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in files:
+            shapes[name] = checkpoint.headers(Path(files[name]))[name]
+    rows = {shape[0] for shape in shapes.values()}
+    return replace(decoder, vocab_size=rows.pop()) if len(rows) == 1 else decoder
