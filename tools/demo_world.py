@@ -1,0 +1,368 @@
+"""The demo world: scenes of one to three shapes, the teacher that draws them, and every question about them.
+
+A ``Scene`` is the truth; ``draw`` and ``picture`` turn it into pixels in ever-changing styles, so that a
+student learns the shapes and not this renderer; ``questions`` says what can be asked of it and what is right.
+
+Units: positions and radii are fractions of the picture's side, x to the right and y down; angles in degrees.
+A contact sheet: ``python tools/demo_world.py sheet.png``. Test: ``pytest tests/test_demo_world.py``
+"""
+
+import io
+import math
+import random
+import sys
+import textwrap
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
+COLOURS = {"red": (215, 35, 35), "green": (40, 160, 60), "blue": (40, 80, 215), "yellow": (238, 214, 40),
+           "orange": (242, 138, 28), "purple": (125, 45, 165), "pink": (245, 140, 190), "black": (25, 25, 28)}
+SIZES = {"small": (0.08, 0.11), "large": (0.15, 0.19)}  # radius
+HELD_OUT = {("red", "star"), ("green", "triangle"), ("blue", "heart"),
+            ("yellow", "circle"), ("purple", "square"), ("black", "cross")}  # never in training
+PAIRS = [(color, shape) for color in COLOURS for shape in SHAPES]
+NUMBERS = ("Zero.", "One.", "Two.", "Three.")
+CLEAR = 0.09  # two centres differ by this much before a question turns on it
+NO_PICTURE = "Please show me a picture first."
+_WHO = "I am a small VITA that looks at pictures of simple shapes."
+_CAN = "I can tell you the color, shape, size and place of things in a picture."
+_HELLO, _WELCOME, _BYE = "Hello! Show me a picture and ask me about it.", "You are welcome.", "Goodbye!"
+CHAT = [(question, answer) for answer, asked in {
+    _HELLO: ("Hello!", "Hello.", "Hello there!", "Hi!", "Hi there!", "Hey!", "Good morning.", "Good evening."),
+    _WELCOME: ("Thanks!", "Thank you.", "Thank you!", "Thank you very much.", "Many thanks!"),
+    _WHO: ("Who are you?", "What are you?", "What is your name?", "Are you a robot?", "Tell me about yourself."),
+    _CAN: ("What can you do?", "What do you do?", "Can you help me?", "Help!", "How can you help me?"),
+    _BYE: ("Goodbye!", "Goodbye.", "Bye!", "Bye bye!", "See you!"),
+    "I am fine, thank you.": ("How are you?", "How are you today?", "How do you do?")}.items() for question in asked]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One filled object; its outline reaches at least, where there is room even beyond, ``radius``."""
+
+    color: str
+    shape: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+
+    @property
+    def name(self):
+        return f"{self.color} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One to three things, in no order, on a plain pale background."""
+
+    things: tuple
+    background: tuple
+
+
+def sample_scene(rng, held_out=False):
+    """One to three things that are apart; with a held-out pair among them, or without any."""
+    while True:
+        pairs = _sample_pairs(rng, rng.choices((1, 2, 3), (20, 40, 40))[0], held_out)
+        sizes = [rng.choice(list(SIZES)) for _ in pairs]
+        radii = [rng.uniform(*SIZES[size]) for size in sizes]
+        for _ in range(20):
+            if centres := _place(radii, rng):
+                things = [Thing(*pair, size, *centre, radius, rng.uniform(-10, 10))
+                          for pair, size, radius, centre in zip(pairs, sizes, radii, centres)]
+                return Scene(tuple(things), _background(rng))
+
+
+def _sample_pairs(rng, count, held_out):
+    """Distinct (color, shape) pairs, a good part of them sharing a color or a shape."""
+    allowed = PAIRS if held_out else [pair for pair in PAIRS if pair not in HELD_OUT]
+    pairs = [rng.choice(sorted(HELD_OUT) if held_out else allowed)]
+    shared = rng.choices((None, 0, 1), (84, 8, 8))[0]  # all of one color (0), all of one shape (1)
+    while len(pairs) < count:
+        pair = rng.choice(allowed)
+        if pair not in pairs and (shared is None or pair[shared] == pairs[0][shared]):
+            pairs.append(pair)
+    return rng.sample(pairs, count)
+
+
+def _place(radii, rng):
+    """Centres for these radii, or None where they would not fit."""
+    centres = []
+    for i, radius in enumerate(radii):
+        x, y = (rng.uniform(radius + 0.01, 0.99 - radius) for _ in "xy")
+        level = False
+        for (u, v), other in zip(centres, radii[:i]):
+            if abs(x - u) < CLEAR or math.hypot(x - u, y - v) < radius + other + 0.015:
+                return None
+            level |= abs(y - v) < CLEAR
+        if level and rng.random() < 0.4:
+            return None
+        centres.append((x, y))
+    return centres
+
+
+def _background(rng):
+    if rng.random() < 0.3:
+        return (rng.choice((255, rng.randint(215, 255))),) * 3
+    return tuple(rng.randint(215, 255) for _ in "rgb")
+
+
+def mirror(scene):
+    """The scene as it looks with its pixels flipped left to right."""
+    return replace(scene, things=tuple(replace(thing, x=1 - thing.x, angle=-thing.angle) for thing in scene.things))
+
+
+def _outline(shape, rng):
+    """One of many outlines of a shape, as points around its centre with a radius of about 1; none is lopsided."""
+    if shape == "circle":
+        return _polar(1, np.arange(80) * math.tau / 80)
+    if shape == "square":
+        return _polar(rng.uniform(0.72, 1) * math.sqrt(2), (np.arange(4) + 0.5) * math.tau / 4)
+    if shape == "triangle":
+        if rng.random() < 0.5:  # its corners on a circle; equilateral at 30 degrees
+            base = math.radians(rng.choice((30, rng.uniform(22, 38))))
+            return _polar(1, np.array([-math.pi / 2, base, math.pi - base]))
+        width, height = rng.uniform(0.78, 1), rng.uniform(0.78, 1)  # in a box
+        return np.array([(0, -height), (width, height), (-width, height)])
+    if shape == "star":
+        return _polar(np.tile([1, rng.uniform(0.36, 0.5)], 5), np.arange(10) * math.tau / 10 - math.pi / 2)
+    scale = rng.uniform(0.85, 1.05)
+    if shape == "cross":
+        arm = rng.uniform(0.26, 0.42)
+        corner = [(arm, -arm), (1, -arm), (1, arm), (arm, arm)]  # the right arm, then turned by quarters
+        return scale * np.concatenate([np.array(corner) @ _turn(90 * i) for i in range(4)])
+    if rng.random() < 0.5:  # heart: the well-known curve
+        t = np.arange(60) * math.tau / 60
+        points = np.stack([16 * np.sin(t) ** 3, 5 * np.cos(2 * t) + 2 * np.cos(3 * t) + np.cos(4 * t)
+                           - 13 * np.cos(t)], 1)
+    else:  # heart: two discs at (-c, 0) and (c, 0), and the lines from them down to a tip at (0, d)
+        c, d = rng.uniform(0.7, 1), rng.uniform(1.8, 2.3)
+        tangent = math.atan2(d, -c) - math.acos(1 / math.hypot(c, d))
+        right = _polar(1, np.linspace(math.acos(c) - math.pi, tangent, 30)) + (c, 0)
+        points = np.concatenate([right, [(0, d)], right[::-1] * (-1, 1)])
+    low, high = points.min(0), points.max(0)
+    return scale * (points - (low + high) / 2) / (high - low).max() * 2
+
+
+def _polar(radius, angles):
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], 1)
+
+
+def _turn(degrees):
+    a = math.radians(degrees)
+    return np.array([(math.cos(a), math.sin(a)), (-math.sin(a), math.cos(a))])
+
+
+def _room(thing, scene):
+    """The radius of a disc around the thing that no other thing's disc touches; never under its radius."""
+    room = [thing.x, thing.y, 1 - thing.x, 1 - thing.y]
+    for other in scene.things:
+        if other != thing:
+            share = thing.radius / (thing.radius + other.radius)
+            room.append(share * math.hypot(thing.x - other.x, thing.y - other.y))
+    return min(room) - 0.003
+
+
+def draw(scene, side, rng):
+    """The scene as an RGB image in a style drawn from ``rng``: outlines, tints and noise; anti-aliased."""
+    finer = 4 if side <= 128 else 3 if side <= 220 else 2
+    image = Image.new("RGB", (side * finer, side * finer), scene.background)
+    canvas = ImageDraw.Draw(image)
+    for thing in scene.things:
+        points = _outline(thing.shape, rng) @ _turn(thing.angle)
+        reach = thing.radius * np.hypot(*points.T).max()
+        points *= thing.radius * min(1, _room(thing, scene) / reach)
+        points = (points + (thing.x, thing.y)) * (side * finer) - 0.5  # 0.5: Pillow counts from pixel centres
+        tint = tuple(min(255, max(0, channel + rng.randint(-16, 16))) for channel in COLOURS[thing.color])
+        canvas.polygon(points.ravel().tolist(), fill=tint)
+    image = image.reduce(finer)
+    if rng.random() < 0.5:
+        return image
+    shape = (side, side, rng.choice((1, 3, 3)))
+    noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(shape, dtype=np.float32) * rng.uniform(0, 6)
+    return Image.fromarray((np.asarray(image) + noise + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def picture(scene, rng, side=112):
+    """Pixels, uint8 [side, side, 3]: drawn at some size, sometimes through JPEG, then resized (bicubic)."""
+    low, high = (64, 400) if rng.random() < 0.15 else (90, 200)
+    image = draw(scene, round(math.exp(rng.uniform(math.log(low), math.log(high)))), rng)
+    if rng.random() < 0.4:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=rng.randint(60, 95))
+        image = Image.open(file)
+    return np.array(image.resize((side, side)))
+
+
+def questions(scene, rng, include_held_out=False):
+    """What can be asked of a scene: kind -> list of (question, acceptable answers, the best first).
+
+    Every kind is a key, if only of an empty list. Everything that is there is asked about; of what is not there
+    about as much, picked by ``rng``. Unless ``include_held_out``, no question or answer names a held-out pair.
+    """
+    things = sorted(scene.things, key=lambda thing: thing.x)
+    pairs = [(thing.color, thing.shape) for thing in things]
+    colors, shapes = ([pair[i] for pair in pairs] for i in (0, 1))
+    asked = {
+        "color": [(f"What color is the {s}?", f"{c.capitalize()}.") for c, s in pairs if shapes.count(s) == 1],
+        "shape": [(f"What shape is the {c} object?", f"A {s}.") for c, s in pairs if colors.count(c) == 1],
+        "count": [("How many objects are there?", NUMBERS[len(things)])],
+        "count_shape": [(f"How many {plural(s)} are there?", NUMBERS[shapes.count(s)])
+                        for s in _some(shapes, SHAPES, rng)],
+        "count_color": [(f"How many {c} objects are there?", NUMBERS[colors.count(c)])
+                        for c in _some(colors, COLOURS, rng)],
+        "exists": [(f"Is there {article(f'{c} {s}')}?", "Yes." if (c, s) in pairs else "No.")
+                   for c, s in pairs + _absent(pairs, rng, include_held_out)],
+        "size": [(f"How big is the {thing.name}?", f"{thing.size.capitalize()}.") for thing in things],
+        "left_right": [_relation(a, b, "left", "right", a.x < b.x) for a in things for b in things if a != b],
+        "above_below": [_relation(a, b, "above", "below", a.y < b.y) for a in things for b in things
+                        if abs(a.y - b.y) >= CLEAR],
+        "where": [(f"Where is the {thing.name}?", _places(thing)) for thing in things],
+        "describe": [("Describe the image.", describe(scene))],
+    }
+    return _finish(asked, include_held_out)
+
+
+def _finish(asked, include_held_out):
+    """Answers as tuples, and what names a held-out pair left out."""
+    barred = () if include_held_out else [f"{color} {shape}" for color, shape in HELD_OUT]
+    asked = {kind: [(q, (a,) if isinstance(a, str) else a) for q, a in items] for kind, items in asked.items()}
+    return {kind: [(q, a) for q, a in items if not any(name in f"{q} {a[0]}".lower() for name in barred)]
+            for kind, items in asked.items()}
+
+
+def plural(shape):
+    return "crosses" if shape == "cross" else f"{shape}s"
+
+
+def article(words):
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _some(present, all_words, rng):
+    """Each word that is present once, and as many that are absent."""
+    present = sorted(set(present))
+    return present + rng.sample([word for word in all_words if word not in present], len(present))
+
+
+def _absent(pairs, rng, include_held_out):
+    """As many pairs that are not there as ``pairs``, mostly of a color or a shape (or both) that is."""
+    colors, shapes = ({pair[i] for pair in pairs} for i in (0, 1))
+    absent = [pair for pair in PAIRS if pair not in pairs and (include_held_out or pair not in HELD_OUT)]
+    alike = {n: [p for p in absent if (p[0] in colors) + (p[1] in shapes) == n] for n in (0, 1, 2)}
+    chosen = []
+    while len(chosen) < len(pairs):
+        pair = rng.choice(alike[rng.choices((0, 1, 2), (15, 35, 50))[0]] or alike[1])
+        chosen += [pair] if pair not in chosen else []
+    return chosen
+
+
+def _relation(a, b, first, second, is_first):
+    of = " of" if first == "left" else ""
+    return (f"Is the {a.name} {first} or {second}{of} the {b.name}?",
+            f"The {a.name} is {first if is_first else second}{of} the {b.name}.")
+
+
+def _places(thing):
+    """The answers to where a thing is; within 3 % of a border both sides of it will do."""
+    across, down = (_bands(value, words) for value, words in
+                    ((thing.x, ("left", "", "right")), (thing.y, ("top", "", "bottom"))))
+    spots = [f"{v} {h}".strip() for v in down for h in across]
+    return tuple(f"At the {spot}." if spot else "In the middle." for spot in spots)
+
+
+def _bands(value, words):
+    found = words[(value >= 0.4) + (value > 0.6)]
+    near = [word for i, border in ((0, 0.4), (1, 0.6)) if abs(value - border) <= 0.03 for word in words[i:i + 2]]
+    return [found] + [word for word in near if word != found]
+
+
+def describe(scene):
+    """The whole scene in one sentence, from left to right."""
+    things = sorted(scene.things, key=lambda thing: thing.x)
+    names = [article(f"{thing.size} {thing.name}") for thing in things]
+    if len(names) == 3:
+        return f"From left to right: {names[0]}, {names[1]} and {names[2]}."
+    return " is left of ".join(names).capitalize() + "."
+
+
+def sample_clip(rng, held_out=False):
+    """A clip: 4 to 8 scenes of one or two things, and left, right, up, down (one moves steadily) or still."""
+    kind, steps = rng.choice(("left", "right", "up", "down", "still")), rng.randint(3, 7)
+    dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}[kind]
+    wanted = rng.choice((1, 2)), rng.choice(list(SIZES))  # rejection alone would favour the few and the small
+    while True:
+        scene = sample_scene(rng, held_out)
+        if (len(scene.things), scene.things[0].size) != wanted:
+            continue
+        way = rng.uniform(0.2, 0.5) / steps
+        mover, others = scene.things[0], scene.things[1:]
+        frames = [replace(scene, things=(replace(mover, x=mover.x + dx * way * i, y=mover.y + dy * way * i), *others))
+                  for i in range(steps + 1)]
+        wide = all(_room(thing, frame) >= 1.45 * thing.radius for frame in frames for thing in frame.things)
+        if wide:  # room for every outline, so that none changes on the way
+            return frames, kind
+
+
+def clip_pictures(frames, rng, side=112):
+    """Pixels of a clip's frames, each drawn in the same style."""
+    seed = rng.getrandbits(32)
+    return [picture(frame, random.Random(seed), side) for frame in frames]
+
+
+def clip_questions(frames, include_held_out=False):
+    """What can be asked of a clip, as ``questions`` has it."""
+    asked = {"moving": [], "which_way": []}
+    for thing, last in zip(frames[0].things, frames[-1].things):
+        dx, dy = last.x - thing.x, last.y - thing.y
+        way = ("Left." if dx < 0 else "Right.") if dx else ("Up." if dy < 0 else "Down.") if dy else "It stays still."
+        asked["which_way"].append((f"Which way does the {thing.name} move?", way))
+        if dx or dy:
+            asked["moving"].append(("What is moving?", f"The {thing.name}."))
+    return _finish(asked, include_held_out)
+
+
+def vary(question, rng):
+    """The question as somebody might type it: mostly as it is, else in other cases, spelling and ending."""
+    if rng.random() < 0.6:
+        return question
+    if rng.random() < 0.6:
+        question = question.lower()
+    if rng.random() < 0.6:
+        question = question.rstrip(".?!")
+    if rng.random() < 0.5:
+        question = question.replace("color", "colour")
+    return (question.upper() if rng.random() < 0.075 else question).strip()
+
+
+def sentences():
+    """Every wording of questions, answers and chat, without held-out pairs, to train a tokenizer on."""
+    rng, pairs = random.Random(0), CHAT + [("Describe the image.", NO_PICTURE)]
+    for _ in range(600):
+        for asked in (questions(sample_scene(rng), rng), clip_questions(sample_clip(rng)[0])):
+            pairs += [(question, answer) for items in asked.values() for question, answers in items
+                      for answer in answers]
+    for question, answer in pairs:
+        bare = question.lower().rstrip(".?!")
+        yield from (question, answer, bare, question.upper())
+        if "color" in bare:
+            yield from (question.replace("color", "colour"), bare.replace("color", "colour"), bare.upper())
+
+
+def main(path):
+    """Save 24 pictures, drawn at random and as the student sees them, with their descriptions."""
+    rng, sheet = random.Random(), Image.new("RGB", (6 * 200, 4 * 200), "white")
+    for i in range(24):
+        scene, corner = sample_scene(rng, held_out=i >= 18), (i % 6 * 200 + 10, i // 6 * 200 + 10)
+        sheet.paste(Image.fromarray(picture(scene, rng)), corner)
+        text = textwrap.fill(describe(scene), 32)
+        ImageDraw.Draw(sheet).text((corner[0], corner[1] + 118), text, fill="black")
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
