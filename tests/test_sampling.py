@@ -39,6 +39,10 @@ def test_top_p_counts_on_an_example():
     assert {p: kept(filter_top_p(logits, p))[0] for p in wanted} == wanted
 
 
+def test_top_p_stops_where_p_is_reached_exactly():
+    assert kept(filter_top_p(torch.zeros(1, 4), 0.5)) == [{0, 1}]
+
+
 def test_top_p_of_one_keeps_even_what_rounds_to_nothing():
     assert kept(filter_top_p(torch.tensor([[0.0, 60.0, -60.0]]), 1.0)) == [{0, 1, 2}]
 

@@ -28,6 +28,7 @@ class Template:
     stop: tuple  # texts that end an answer, besides the EOS token
     image_separator: str  # between the pictures put in front of a question and the question
     default_system: dict = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
+    states: tuple = ()  # marks that may stand in front of an answer: to a spoken question, to noise, to a written one
 
 
 CHATML = {role: (f"<|im_start|>{role}\n", "<|im_end|>") for role in ("system", "user", "assistant")}
@@ -119,6 +120,14 @@ def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200
         if count:
             indices[placeholder] = index
     return _encode_around(text, tokenizer, indices)
+
+
+def split_state(answer, template="chatml"):
+    """An answer as (its state mark or None, the text without it)."""
+    found = answer.lstrip()[:1]
+    if found and found in _template(template).states:
+        return found, answer.lstrip()[1:].lstrip()
+    return None, answer
 
 
 def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tensors=None):

@@ -63,8 +63,7 @@ def filter_top_p(logits, p):
         return logits
     probs, order = logits.softmax(-1).sort(descending=True, stable=True)
     before = probs.cumsum(-1) - probs  # [B, V]
-    out = before >= p  # [B, V]
-    out[:, 0] = False  # the difference may round to just above a tiny p
+    out = before >= p  # [B, V]; nothing is before the likeliest, so it stays
     return logits.masked_fill(out.scatter(-1, order, out), -math.inf)
 
 
