@@ -132,9 +132,10 @@ class AudioEncoder(nn.Module):
         Shapes: [N, T, M] float, [N] frames -> AudioOutput([N, A, D], [N] rows, learned prompts included)
         Raises: ValueError where the shapes do not fit or a sound is too short for one position.
         """
-        lengths = torch.as_tensor(lengths, dtype=torch.long, device=fbank.device)
+        lengths = torch.as_tensor(lengths, dtype=torch.long)
         self._check(fbank, lengths)
         normal = self.normalise(fbank[:, : int(lengths.max())])  # [N, T, M]
+        lengths = lengths.to(fbank.device)
         positions = encoder_position_count(lengths)  # [N]
         hidden = self.encode(self.subsample(normal), positions)  # [N, S, E]
         embeds = self.adapt(hidden, positions)  # [N, A, D]

@@ -10,7 +10,7 @@ Test: ``pytest tests/test_cache.py``
 
 import torch
 
-_GROWTH = 512  # columns added at a time where no limit is known
+_GROWTH = 512  # columns added at a time where no limit is known; the first pass gets what it needs
 
 
 class KVCache:
@@ -98,7 +98,7 @@ class KVCache:
                 f"the cache is full: it holds {self.length} of at most {self.limit} positions "
                 f"and {needed - self.length} more were to be written"
             )
-        capacity = -(-needed // _GROWTH) * _GROWTH
+        capacity = -(-needed // _GROWTH) * _GROWTH if self.length else needed
         for name in ("keys", "values", "real", "positions"):
             old = getattr(self, name)
             axis = 3 if old.dim() == 5 else 1

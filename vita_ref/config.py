@@ -118,6 +118,7 @@ class VitaConfig:
     decoder: DecoderConfig
     vision: VisionConfig | None = None
     audio: AudioConfig | None = None
+    speech: "SpeechConfig | None" = None  # read from a folder of its own, see `Speech.from_pretrained`
     image_token_index: int = -200
     audio_token_index: int = -500
     bos_token_id: int | None = None
@@ -160,7 +161,7 @@ class VitaConfig:
 
     def to_json(self):
         """The text of this project's own ``config.json``."""
-        parts = {k: v for k, v in asdict(self).items() if v is not None and k != "missing"}
+        parts = {k: v for k, v in asdict(self).items() if v is not None and k not in ("missing", "speech")}
         return json.dumps({"model_type": "vita_ref"} | parts, indent=1) + "\n"
 
 
@@ -445,7 +446,7 @@ class SpeechConfig:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not [width, codes, options of a transformer]: {error!r}") from None
         if size != width or width % heads:
-            raise ValueError(f"{path}: transformer_attention_dim ({size}) must be {width} and a multiple of {heads} heads")
+            raise ValueError(f"{path}: attention_dim ({size}) must be {width} and a multiple of {heads} heads")
         decoder = DecoderConfig(
             codes + 4, width, mlp, layers, heads, heads, width // heads, rope_theta=1e4, attention_bias=False
         )
@@ -487,8 +488,8 @@ class CodecConfig:
         wrong = [f"{k} {raw.get(k)!r}, expected {v!r}" for k, v in expected.items() if raw.get(k) != v]
         names = [f.name for f in fields(CodecConfig)]
         values = dict(zip(names, _need(raw, path, *names)))
-        if raw.get("global_code_num") != len(values["global_tokens"]):
-            wrong.append(f"global_code_num {raw.get('global_code_num')}, but {len(values['global_tokens'])} global_tokens")
+        if len(values["global_tokens"]) != raw.get("global_code_num"):
+            wrong.append(f"{len(values['global_tokens'])} global_tokens, expected {raw.get('global_code_num')}")
         if wrong:
             raise ValueError(f"{path}: not supported here: {'; '.join(wrong)}")
         values["resblock_dilation_sizes"] = [tuple(d) for d in values["resblock_dilation_sizes"]]

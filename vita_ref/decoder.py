@@ -256,11 +256,14 @@ class Decoder(nn.Module):
         if position_ids is None:
             start = cache.next_positions if cache is not None else 0
             position_ids = count_positions(new, start, b, s, inputs_embeds.device)  # [B, S]
+        if tuple(position_ids.shape) not in ((s,), (1, s), (b, s)):
+            raise ValueError(f"position_ids must be [{b}, {s}], got {list(position_ids.shape)}")
         angles = rope_angles(position_ids.expand(b, s), self.config.head_dim, self.config.rope_theta)
 
         x, states, maps = inputs_embeds, [], []
         for i, layer in enumerate(self.layers):
-            states.append(x)
+            if output_hidden_states:
+                states.append(x)
             store = None if cache is None else functools.partial(cache.write, i)
             x, weights = layer(x, angles, mask, store, output_attentions)
             maps.append(weights)

@@ -8,9 +8,12 @@ Test: ``pytest tests/test_generate.py``
 """
 
 import argparse
+import contextlib
 import io
 import json
+import queue
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +21,8 @@ from pathlib import Path
 import torch
 
 from . import sampling
-from .model import Vita
+from .model import Vita, until
+from .prompt import split_state
 from .request import Request, batch, prepare
 from .tokenizer import StreamDecoder
 
@@ -38,6 +42,7 @@ def parser():
     p.add_argument("--model", metavar="DIR", help="checkpoint folder (default: the demo weights)")
     p.add_argument("--vision-dir", metavar="DIR", help="where a VITA-1.5 folder's vision config lies")
     p.add_argument("--audio-dir", metavar="DIR", help="where a VITA-1.5 folder's train.yaml lies")
+    p.add_argument("--speech-dir", metavar="DIR", help="where the speech weights lie: decoder/ and codec/")
     p.add_argument("--prompt", metavar="TEXT", help="the question; may hold <image>, <audio> and <video>")
     p.add_argument("--image", metavar="PATH", action="append", default=[], help="a picture, or - for standard input")
     p.add_argument("--audio", metavar="PATH", action="append", default=[], help="a sound: wav, flac, ogg, mp3")
@@ -63,6 +68,7 @@ def parser():
     p.add_argument("--batch", metavar="FILE", help="JSON lines, one request each; answers as JSON lines")
     p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
     p.add_argument("--speak", metavar="OUT.wav", help="also speak the answer")
+    p.add_argument("--speed", type=float, default=1.0, help="of speech, 0.5 to 2")
     p.add_argument("--verbose", action="store_true", help="progress and timings even where nobody watches")
     return p
 
@@ -90,6 +96,10 @@ def check(a):
     sampling.check_options(
         temperature=a.temperature, top_p=a.top_p, top_k=a.top_k, repetition_penalty=a.repetition_penalty
     )
+    if not 0.5 <= a.speed <= 2:
+        raise ValueError(f"--speed must be between 0.5 and 2, got {a.speed}")
+    if a.speak and not Path(a.speak).absolute().parent.is_dir():
+        raise ValueError(f"--speak {a.speak}: its folder does not exist")
     if a.top and not (a.json or a.batch):
         raise ValueError("--top needs --json")
     if a.system is not None and a.system_file is not None:
@@ -147,10 +157,10 @@ def batch_line(line, folder):
     return {"prompt": raw.get("prompt"), "video": video} | paths
 
 
-def answer(vita, ready, a, show=None):
+def answer(vita, ready, a, listeners=()):
     """Answers prepared requests together: a list of the objects that --json prints.
 
-    ``show`` is called with each piece of the first one's text as soon as it is certain.
+    Each of ``listeners`` is called with every piece of the first one's text as soon as it is certain.
     """
     start = time.perf_counter()
     x = vita.inputs(**batch(ready))
@@ -167,39 +177,46 @@ def answer(vita, ready, a, show=None):
         generator=generator,
         seen=vita.seen([p.ids for p in ready], None, x.embeds) if a.repetition_penalty != 1.0 else None,
     )
-    stream, written, first = StreamDecoder(vita.tokenizer), [], None
+    stream, written, first, begun = StreamDecoder(vita.tokenizer), [], None, ""
     for ids, logits in steps:
         if first is None:
             first, prefilled = logits, time.perf_counter()
         written.append(ids)
-        if show and int(ids[0]) not in vita.stop_ids:
-            show(stream.push([int(ids[0])]))
-    if show:
-        show(stream.flush())
-    end = time.perf_counter()
-    results = []
-    for row, segments, scores in zip(torch.stack(written, 1), x.segments, first):
-        ids = vita.answer(row)
-        ended = len(ids) < len(row)
-        counts = {f"{kind}_tokens": sum(b - c for k, c, b in segments if k == kind) for kind in ("text", "image", "audio")}
-        seconds = {"prefill_s": prefilled - start, "decode_s": end - prefilled}
-        speed = (len(written) - 1) / max(end - prefilled, 1e-9)
-        result = {
-            "text": vita.tokenizer.decode(ids, skip_special_tokens=True),
-            "token_ids": ids,
-            "finish_reason": "stop" if ended else "length",
-            "prompt": counts | {"total": sum(counts.values())},
-            "timing": {k: round(v, 4) for k, v in seconds.items()} | {"tokens_per_s": round(speed, 2)},
-            "state": None,
-        }
-        if a.top:
-            likely = scores.float().softmax(-1).topk(min(a.top, len(scores)))
-            result["top"] = [
-                {"token_id": i, "token": vita.tokenizer.decode([i]), "probability": p}
-                for p, i in zip(likely.values.tolist(), likely.indices.tolist())
-            ]
-        results.append(result)
-    return results
+        piece = stream.push(vita.readable(until(ids[:1], vita.stop_ids)))
+        if not begun:  # a state mark in front of the text is not printed
+            piece = split_state(piece, vita.config.template)[1]
+        begun = begun or piece.strip()
+        for hear in listeners:
+            hear(piece)
+    rest, end = stream.flush(), time.perf_counter()
+    for hear in listeners:
+        hear(rest)
+    timing = {
+        "prefill_s": round(prefilled - start, 4),
+        "decode_s": round(end - prefilled, 4),
+        "tokens_per_s": round((len(written) - 1) / max(end - prefilled, 1e-9), 2),
+    }
+    rows = zip(torch.stack(written, 1), x.segments, first)
+    return [result(vita, row, segments, scores, a.top) | {"timing": timing} for row, segments, scores in rows]
+
+
+def result(vita, row, segments, scores, top):
+    """What --json prints of one row, but for the timing. Shapes: row [G] long, scores [V], the first step's logits."""
+    ids = until(row, vita.stop_ids)
+    state, text = split_state(vita.text(ids), vita.config.template)
+    counts = {f"{kind}_tokens": sum(b - c for k, c, b in segments if k == kind) for kind in ("text", "image", "audio")}
+    found = {
+        "text": text,
+        "token_ids": ids,
+        "finish_reason": "stop" if len(ids) < len(row) else "length",
+        "prompt": counts | {"total": sum(counts.values())},
+        "state": state,
+    }
+    if top:
+        likely = scores.float().softmax(-1).topk(min(top, len(scores)))
+        pairs = zip(likely.values.tolist(), likely.indices.tolist())
+        found["top"] = [{"token_id": i, "token": vita.text([i], False), "probability": p} for p, i in pairs]
+    return found
 
 
 def run(a):
@@ -216,6 +233,7 @@ def run(a):
         quantize=a.quantize,
         vision_dir=a.vision_dir,
         audio_dir=a.audio_dir,
+        speech_dir=a.speech_dir,
         progress=loading_bar() if talk else None,
     )
     loaded = time.perf_counter() - start
@@ -224,15 +242,18 @@ def run(a):
     with torch.inference_mode():
         for i in range(0, len(ready), GROUP):
             stream = plain and not a.no_stream
-            for result in answer(vita, ready[i : i + GROUP], a, show if stream else None):
-                result["timing"] = {"load_s": round(loaded, 4)} | result["timing"]
+            with speaking(vita, a) as say:
+                listeners = [show] * stream + [say] * (say is not None)
+                results = answer(vita, ready[i : i + GROUP], a, listeners)
+            for found in results:
+                found["timing"] = {"load_s": round(loaded, 4)} | found["timing"]
                 if plain:
-                    print("" if stream else result["text"], flush=True)
+                    print("" if stream else found["text"], flush=True)
                 else:
-                    print(json.dumps(result, ensure_ascii=False), flush=True)
+                    print(json.dumps(found, ensure_ascii=False), flush=True)
                 if talk:
-                    times = ", ".join(f"{k} {v}" for k, v in result["timing"].items())
-                    print(f"{times}, {result['prompt']['total']} positions", file=sys.stderr)
+                    times = ", ".join(f"{k} {v}" for k, v in found["timing"].items())
+                    print(f"{times}, {found['prompt']['total']} positions", file=sys.stderr)
 
 
 def prepared(request, vita, where):
@@ -246,6 +267,47 @@ def prepared(request, vita, where):
 def show(text):
     """A piece of the answer, at once."""
     print(text, end="", flush=True)
+
+
+@contextlib.contextmanager
+def speaking(vita, a):
+    """Gives a function that takes the answer's text as it comes and speaks it into --speak's file meanwhile.
+
+    The file appears when it is whole. None where nothing is to be spoken.
+    """
+    if not a.speak:
+        yield None
+        return
+    try:
+        import soundfile
+    except ImportError:
+        raise ValueError("--speak needs soundfile: pip install soundfile") from None
+    texts, failed = queue.SimpleQueue(), []
+    pieces = vita.speak_stream(iter(texts.get, None), speed=a.speed)
+    target, part = Path(a.speak), Path(f"{a.speak}.part")
+
+    def work():
+        try:
+            with soundfile.SoundFile(part, "w", vita.speech.sample_rate, 1, format="WAV") as out, torch.inference_mode():
+                for piece in pieces:
+                    out.write(piece.cpu().numpy())
+        except (ValueError, OSError, soundfile.SoundFileError) as error:
+            failed.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    complete = False
+    try:
+        yield texts.put
+        complete = True
+    finally:
+        texts.put(None)
+        worker.join()
+        if failed or not complete:
+            part.unlink(missing_ok=True)
+    if failed:
+        raise ValueError(f"--speak {a.speak}: {failed[0]}")
+    part.replace(target)
 
 
 def loading_bar():

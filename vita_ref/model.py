@@ -12,17 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import checkpoint, quant, sampling
-from .audio import AudioEncoder
+from . import checkpoint, quant, sampling, spoken
+from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
 from .config import VitaConfig
 from .decoder import Decoder, next_token_loss
-from .prompt import TEMPLATES
+from .prompt import TEMPLATES, split_state
 from .request import Request, batch, lack, prepare
+from .speech import Speech
 from .splice import splice
 from .tokenizer import load_tokenizer
 from .video import slow_fast
 from .vision import Projector, VisionTower
+from .vocoder import stretch
 
 # where a checkpoint keeps each part
 TABLE = {
@@ -32,6 +34,7 @@ TABLE = {
     "projector.": "model.mm_projector.",
     "audio.": "model.audio_encoder.",
 }
+SPEECH_FOLDERS = ("vita_tts_ckpt", "speech")  # in a checkpoint folder or beside it
 PART_PREFIXES = {"vision": ("model.vision_tower.", "model.mm_projector."), "audio": ("model.audio_encoder.",)}
 
 
@@ -71,16 +74,27 @@ class Vita(nn.Module):
         self.vision = VisionTower(config.vision) if config.vision else None
         self.projector = Projector(config.vision.feature_size, width) if config.vision else None
         self.audio = AudioEncoder(config.audio, width) if config.audio else None
+        self.speech = None
 
     @classmethod
     def from_pretrained(
-        cls, folder, dtype=None, device="cpu", quantize=None, *, vision_dir=None, audio_dir=None, progress=None
+        cls,
+        folder,
+        dtype=None,
+        device="cpu",
+        quantize=None,
+        *,
+        vision_dir=None,
+        audio_dir=None,
+        speech_dir=None,
+        progress=None,
     ):
         """Reads a checkpoint folder (see `VitaConfig.from_folder`) into a model in eval mode.
 
         ``dtype`` is a torch dtype, None the config's; ``quantize="int8"`` rounds the decoder's
-        matrices as they arrive; ``vision_dir`` and ``audio_dir`` say where a
-        VITA-1.5 folder's towers have their configs; ``progress(done, total)`` counts tensors.
+        matrices as they arrive; ``vision_dir`` and ``audio_dir`` say where a VITA-1.5 folder's towers
+        have their configs, ``speech_dir`` where ``decoder/`` and ``codec/`` lie (else a folder
+        ``vita_tts_ckpt`` or ``speech`` is looked for); ``progress(done, total)`` counts tensors.
         Raises: ValueError for whatever does not fit, with names.
         """
         if quantize not in (None, "int8"):
@@ -99,6 +113,9 @@ class Vita(nn.Module):
         checkpoint.load(
             vita, TABLE, files, dtype=dtype, device=device, ignored=absent, assign=assign, progress=progress
         )
+        if speech_dir := speech_folder(Path(folder), speech_dir):
+            vita.speech = Speech.from_pretrained(speech_dir, device=device)
+            vita.config = replace(vita.config, speech=vita.speech.decoder.config)
         return vita.eval()
 
     # ---- media to features
@@ -115,7 +132,6 @@ class Vita(nn.Module):
         if self.audio is None:
             raise ValueError(f"this checkpoint cannot take sounds: {lack(self.config, 'audio')}")
         like = self.decoder.norm.weight
-        lengths = torch.as_tensor(lengths, device=like.device)  # [N]
         return self.audio(fbank.to(like.device, like.dtype), lengths)
 
     def image_features(self, images, sf_masks=None):
@@ -128,27 +144,38 @@ class Vita(nn.Module):
         else:
             seen = [self.encode_images(t) for t in tiles]
         features = [x.flatten(0, 1) for x in seen]  # each [V_i, D]
+        if sf_masks is not None and len(sf_masks) != len(features):
+            raise ValueError(f"sf_masks has {len(sf_masks)} entries for {len(features)} pictures")
         return features if sf_masks is None else slow_fast(features, sf_masks)
 
     def audio_features(self, audios):
-        """Features [A_i, D] of each sound, from filter banks or from ready embeddings (see interface)."""
+        """Features [A_i, D] of each sound, from filter banks or from ready embeddings.
+
+        Raises: ValueError for a dict that does not fit: its lengths, its kind, or the rows' width.
+        """
         if audios is None:
             return []
-        rows, width = list(audios["audios"]), self.config.decoder.hidden_size
-        lengths = [int(n) for n in audios.get("lengths", map(len, rows))]
-        if len(lengths) != len(rows):
-            raise ValueError(f"{len(rows)} audios were given with {len(lengths)} lengths")
-        bins = self.config.audio.num_mel_bins if self.config.audio else None
-        ready = audios.get("kind") == "embeds" or all(r.shape[-1] == width != bins for r in rows)
+        if not isinstance(audios, dict) or "audios" not in audios:
+            raise ValueError('audios must be a dict with the sounds under "audios", and perhaps their "lengths"')
+        rows, kind = list(audios["audios"]), audios.get("kind")
+        lengths, kept = (counts(audios.get(name), name, len(rows)) for name in ("lengths", "lengths_for_llm"))
+        if kind not in (None, "embeds", "fbank"):
+            raise ValueError(f"audios' kind must be 'embeds', 'fbank' or None, got {kind!r}")
+        width, ear = self.config.decoder.hidden_size, self.config.audio
+        bins = ear.num_mel_bins if ear else None
         rows = [row[:n] for row, n in zip(rows, lengths)]
-        if not ready:
-            longest = max(map(len, rows))
-            batch = torch.stack([nn.functional.pad(r, (0, 0, 0, longest - len(r))) for r in rows])  # [N, T, M]
-            heard = self.encode_audios(batch, [len(r) for r in rows])
-            rows = [e[:n] for e, n in zip(heard.embeds, heard.lengths.tolist())]
-        prompts = self.config.audio.num_prompts if self.config.audio and not ready else 0
-        kept = audios.get("lengths_for_llm")  # more than there are means all: upstream says 60 for 50
-        return rows if kept is None else [r[: int(n) + prompts] for r, n in zip(rows, kept)]
+        ready = [kind == "embeds" or kind is None and row.shape[-1] == width != bins for row in rows]
+        if wrong := [list(row.shape) for row, done in zip(rows, ready) if done and row.shape[-1] != width]:
+            raise ValueError(f"ready embeddings must be {width} wide, got {wrong[0]}")
+        banks, heard, prompts = [row for row, done in zip(rows, ready) if not done], iter(()), 0
+        if banks:
+            batch = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, T, M]
+            embeds = self.encode_audios(batch, [len(bank) for bank in banks]).embeds  # [N, A, D]
+            prompts = ear.num_prompts
+            heard = (e[: audio_token_count(len(bank)) + prompts] for e, bank in zip(embeds, banks))
+        features = [row if done else next(heard) for row, done in zip(rows, ready)]
+        # a number above what there is means all of it: upstream says 60 for 50
+        return [f[: None if n is None else n + prompts * (not done)] for f, n, done in zip(features, kept, ready)]
 
     # ---- one pass
 
@@ -169,6 +196,8 @@ class Vita(nn.Module):
         """Ids and media, or ready embeddings, as what the decoder takes. Arguments as in `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        if isinstance(input_ids, torch.Tensor) and input_ids.dim() != 2:
+            raise ValueError(f"input_ids must be [B, S], got {list(input_ids.shape)}")
         if inputs_embeds is not None:
             if images is not None or audios is not None:
                 raise ValueError("images and audios need input_ids with their placeholders, not inputs_embeds")
@@ -344,7 +373,7 @@ class Vita(nn.Module):
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
         if include_prompt and not isinstance(input_ids, torch.Tensor):
-            raise ValueError("include_prompt needs input_ids as a tensor [B, S]")
+            raise ValueError("include_prompt needs input_ids as one tensor [B, S]")
         x = self.inputs(
             input_ids,
             images=images,
@@ -355,10 +384,9 @@ class Vita(nn.Module):
             sf_masks=sf_masks,
             shared_v_pid_stride=shared_v_pid_stride,
         )
-        if x.embeds.shape[1] == 0:
-            raise ValueError("the prompt is empty: there is nothing to go on from")
-        eos = self.config.eos_token_ids if eos_token_id is None else eos_token_id
-        eos = (eos,) if isinstance(eos, int) else tuple(eos)
+        if x.embeds.shape[1] == 0 or x.mask is not None and not x.mask.any(1).all():
+            raise ValueError("a prompt is empty: there is nothing to go on from")
+        eos = self.ends(eos_token_id)
         if pad_token_id is None:
             pad_token_id = self.config.pad_token_id
         if pad_token_id is None:
@@ -402,9 +430,48 @@ class Vita(nn.Module):
         if not requests:
             return []
         ready = [prepare(r, self.config, self.tokenizer) for r in requests]
-        options = {"max_new_tokens": 256, "eos_token_id": self.stop_ids} | generate_options
-        ids = self.generate(**batch(ready), **options)
-        return [self.tokenizer.decode(self.answer(row), skip_special_tokens=True).strip() for row in ids]
+        ends = self.ends(generate_options.get("eos_token_id", self.stop_ids))
+        options = {"max_new_tokens": 256} | generate_options | {"eos_token_id": ends}
+        texts = [self.text(until(row, ends)) for row in self.generate(**batch(ready), **options)]
+        return [split_state(text, self.config.template)[1].strip() for text in texts]
+
+    def readable(self, ids):
+        """The ids that stand for text, as a list: a table may have more rows than the tokenizer has tokens."""
+        return [i for i in torch.as_tensor(ids).tolist() if i < len(self.tokenizer)]
+
+    def text(self, ids, skip_special_tokens=True):
+        """What ids say."""
+        return self.tokenizer.decode(self.readable(ids), skip_special_tokens)
+
+    def speak(self, text, **options):
+        """The sound of a text: (waveform [W] float32, samples a second). Options as in `speak_stream`."""
+        pieces = list(self.speak_stream(text, **options))
+        return torch.cat(pieces) if pieces else torch.zeros(0), self.speech.sample_rate
+
+    def speak_stream(self, text, *, voice=None, speed=1.0, **token_options):
+        """The same in pieces [W], sentence by sentence; ``text`` may be an iterator that is still being written.
+
+        ``voice`` is a list of the codec's global tokens (None: its own), ``speed`` 0.5 to 2 keeps the
+        pitch; the other options are those of `Speech.stream`.
+        Raises: ValueError where the folder has no speech weights, or an option is out of range.
+        """
+        if self.speech is None:
+            raise ValueError(
+                "this checkpoint cannot speak: there is no folder with decoder/ and codec/ "
+                f"named {' or '.join(SPEECH_FOLDERS)} in it or beside it (--speech-dir names another place)"
+            )
+        if not 0.5 <= speed <= 2.0:
+            raise ValueError(f"speed must be between 0.5 and 2.0, got {speed}")
+        return self.spoken_pieces([text] if isinstance(text, str) else text, voice, speed, token_options)
+
+    def spoken_pieces(self, text, voice, speed, token_options):
+        """The generator behind `speak_stream`."""
+        for sentence in spoken.sentences(text):
+            ids = self.tokenizer.encode(spoken.prepare_text(sentence))
+            if ids:
+                rows = self.embed(torch.tensor(ids, device=self.decoder.norm.weight.device))  # [S, D]
+                for piece in self.speech.stream(rows.float(), voice=voice, **token_options):
+                    yield stretch(piece, speed)
 
     @property
     def stop_ids(self):
@@ -412,11 +479,34 @@ class Vita(nn.Module):
         stops = [self.tokenizer.id_of(text) for text in TEMPLATES[self.config.template].stop] if self.tokenizer else []
         return sorted({*self.config.eos_token_ids, *stops} - {None})
 
-    def answer(self, ids):
-        """A row of new ids [G] up to the first that ends it, as a list."""
-        ids, stops = ids.tolist(), self.stop_ids
-        ends = [i for i, token in enumerate(ids) if token in stops]
-        return ids[: ends[0]] if ends else ids
+    def ends(self, eos_token_id):
+        """What `generate` takes as ``eos_token_id``, as a tuple of ids."""
+        eos = self.config.eos_token_ids if eos_token_id is None else eos_token_id
+        return (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def counts(given, name, n):
+    """Lengths as a list of ``n`` ints, or of None where none are given."""
+    if given is None:
+        return [None] * n
+    found = [int(x) for x in given]
+    if len(found) != n or min(found, default=0) < 0:
+        raise ValueError(f"{name} must have a number of 0 or more for each of {n} audios, got {found}")
+    return found
+
+
+def speech_folder(folder, given):
+    """Where the speech weights lie, None where there are none."""
+    if given is not None:
+        return given
+    places = [place / name for name in SPEECH_FOLDERS for place in (folder, folder.resolve().parent)]
+    return next((p for p in places if (p / "decoder" / "model.json").is_file()), None)
+
+
+def until(ids, ends):
+    """A row of new ids [G] up to the first that ends it, as a list."""
+    ids = ids.tolist()
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), None)]
 
 
 def resized(decoder, files):
