@@ -1,0 +1,485 @@
+"""The decoder: laws that hold at any size, and each fast path against a slow one of a few lines."""
+
+import copy
+import weakref
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vita_ref import KVCache, Vita, VitaConfig
+from vita_ref.config import DecoderConfig
+from vita_ref.decoder import (
+    MLP,
+    Decoder,
+    Mask,
+    RMSNorm,
+    attend,
+    attention_weights,
+    causal_mask,
+    next_token_loss,
+    rope_angles,
+    rotate,
+)
+
+few = settings(max_examples=25, deadline=None)
+fewer = settings(max_examples=10, deadline=None)
+seeds = st.integers(0, 999)
+TINY = DecoderConfig(41, 14, 23, 3, 6, 2, 10)
+
+
+def source(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def build(config, seed=0):
+    """A tiny decoder in which every parameter is random, biases and norms too."""
+    decoder = Decoder(config).eval().requires_grad_(False)
+    for parameter in decoder.parameters():
+        parameter.uniform_(-1, 1, generator=source(seed + parameter.numel()))
+    return decoder
+
+
+@st.composite
+def decoders(draw):
+    groups = draw(st.integers(1, 3))
+    config = DecoderConfig(
+        vocab_size=draw(st.integers(41, 50)),
+        hidden_size=draw(st.integers(13, 19)),
+        intermediate_size=draw(st.integers(22, 29)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=groups * draw(st.integers(1, 3)),
+        num_key_value_heads=groups,
+        head_dim=draw(st.sampled_from([4, 8, 10])),
+        rope_theta=draw(st.sampled_from([1e2, 1e4])),
+        tie_word_embeddings=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+    )
+    return build(config, draw(seeds))
+
+
+@st.composite
+def batches(draw, sides=("none", "left", "right", "anywhere")):
+    """Ids [B, S] and which of them are real [B, S]: padding on a side, or columns left out anywhere."""
+    b, s, side = draw(st.integers(1, 3)), draw(st.integers(3, 9)), draw(st.sampled_from(sides))
+    ids = torch.randint(41, (b, s), generator=source(draw(seeds)))
+    columns = torch.arange(s).expand(b, s)
+    lengths = torch.tensor([[draw(st.integers(1, s))] for _ in range(b)])
+    if side == "none":
+        return ids, torch.ones_like(ids).bool()
+    if side == "right":
+        return ids, columns < lengths
+    if side == "left":
+        return ids, columns >= s - lengths
+    real = torch.randint(2, (b, s), generator=source(draw(seeds))).bool()
+    return ids, real | (columns == lengths - 1)
+
+
+def logits(decoder, ids, **options):
+    return decoder.logits(decoder(decoder.embed_tokens(ids), **options).last_hidden_state)
+
+
+def off(got, want):
+    """The largest difference; not a number counts as infinite."""
+    assert got.shape == want.shape
+    return float((got.double() - want.double()).abs().nan_to_num(nan=torch.inf).max()) if got.numel() else 0.0
+
+
+# ---- laws of the whole decoder
+
+
+@few
+@given(decoders(), batches(), st.data())
+def test_any_chunking_gives_the_same_logits(decoder, batch, data):
+    (ids, real), s = batch, batch[0].shape[1]
+    whole = logits(decoder, ids, attention_mask=real)
+    cuts = sorted(data.draw(st.sets(st.integers(1, s - 1)), "cuts"))
+    cache = decoder.new_cache(len(ids), data.draw(st.sampled_from([None, s, s + 5]), "limit"))
+    tell_all = data.draw(st.booleans(), "the mask covers what is cached too")
+
+    def go_on(start, end):
+        mask = real[:, :end] if tell_all else real[:, start:end]
+        mask = None if real.all() else mask
+        got = logits(decoder, ids[:, start:end], attention_mask=mask, cache=cache)
+        assert off(got[real[:, start:end]], whole[:, start:end][real[:, start:end]]) < 1e-4
+        assert cache.length == end and cache.mask.equal(real[:, :end])
+        assert cache.next_positions.equal(real[:, :end].sum(1))
+
+    with patch("vita_ref.cache._GROWTH", 4):
+        for start, end in zip([0, *cuts], [*cuts, s]):
+            go_on(start, end)
+        kept = data.draw(st.integers(0, s - 1), "kept")
+        cache.truncate(kept)
+        go_on(kept, s)
+
+
+@few
+@given(decoders(), batches(), seeds, st.booleans())
+def test_padding_is_as_if_it_were_not_there_whatever_it_holds(decoder, batch, seed, maps):
+    ids, real = batch
+    embeds = decoder.embed_tokens(ids)
+    embeds[~real] = torch.randn(embeds[~real].shape, generator=source(seed)) * 1000
+    out = decoder(embeds, attention_mask=real, output_attentions=maps)
+    assert out.last_hidden_state.isfinite().all()
+    for row, kept, got in zip(embeds, real, out.last_hidden_state):
+        assert off(got[kept], decoder(row[kept][None]).last_hidden_state[0]) < 1e-4
+
+
+@few
+@given(decoders(), st.integers(2, 9), st.data())
+def test_a_token_changes_nothing_before_it(decoder, s, data):
+    ids = torch.randint(41, (2, s), generator=source(data.draw(seeds)))
+    t = data.draw(st.integers(1, s - 1))
+    before = logits(decoder, ids)
+    ids[:, t] = (ids[:, t] + 1) % 41
+    after = logits(decoder, ids)
+    assert off(after[:, :t], before[:, :t]) < 1e-5
+    assert all(off(after[i, t], before[i, t]) > 1e-3 for i in range(2))
+
+
+@few
+@given(decoders(), st.integers(0, 500))
+def test_moving_all_positions_changes_nothing_and_changing_distances_does(decoder, shift):
+    ids = torch.randint(41, (2, 6), generator=source(shift))
+    want = logits(decoder, ids)
+    positions = torch.arange(6).expand(2, 6)
+    assert off(logits(decoder, ids, position_ids=positions + shift), want) < 3e-3
+    assert off(logits(decoder, ids, position_ids=positions * 2), want) > 1e-2
+
+
+@few
+@given(decoders(), batches(("none", "left", "right")), st.integers(1, 4), st.integers(1, 5))
+def test_positions_go_on_from_the_last_one_used_after_padding_and_after_shared_ones(decoder, batch, stride, more):
+    ids, real = batch
+    shared = (real.cumsum(1) - 1).div(stride, rounding_mode="floor") * real
+    last = shared.amax(1, keepdim=True)  # as they only rise
+    coming = torch.randint(41, (len(ids), more), generator=source(more))
+    whole = logits(
+        decoder,
+        torch.cat([ids, coming], 1),
+        attention_mask=torch.cat([real, torch.ones_like(coming).bool()], 1),
+        position_ids=torch.cat([shared, last + 1 + torch.arange(more)], 1),
+    )
+    cache = decoder.new_cache(len(ids), ids.shape[1] + more)
+    logits(decoder, ids, attention_mask=real, position_ids=shared, cache=cache)
+    assert cache.next_positions.equal(last[:, 0] + 1)
+    assert off(logits(decoder, coming, cache=cache), whole[:, -more:]) < 1e-4
+
+
+@few
+@given(decoders(), st.lists(st.integers(1, 5), min_size=1, max_size=4), seeds)
+def test_packed_rows_are_as_if_each_stood_alone(decoder, lengths, seed):
+    rows = [torch.randint(41, (1, n), generator=source(seed + i)) for i, n in enumerate(lengths)]
+    owner = torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)])
+    packed = (owner[:, None] == owner).tril()[None]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    for maps in (False, True):
+        embeds = decoder.embed_tokens(torch.cat(rows, 1))
+        out = decoder(embeds, attention_mask=packed, position_ids=positions, output_attentions=maps)
+        want = torch.cat([logits(decoder, row) for row in rows], 1)
+        assert off(decoder.logits(out.last_hidden_state), want) < 1e-4
+
+
+@few
+@given(decoders(), batches(("none", "left", "right")), st.data())
+def test_a_failed_pass_leaves_the_cache_as_it_was(decoder, batch, data):
+    ids, real = batch
+    n = data.draw(st.integers(1, ids.shape[1] - 1))
+    cache = decoder.new_cache(len(ids), data.draw(st.sampled_from([None, ids.shape[1]])))
+
+    def state():
+        filled = [x.clone() for layer in range(len(decoder.layers)) for x in cache[layer]]
+        return cache.length, cache.mask.tolist(), cache.next_positions.tolist(), filled
+
+    def same(a, b):
+        return a[:3] == b[:3] and all(x.equal(y) for x, y in zip(a[3], b[3]))
+
+    def stumble(*_):
+        raise ArithmeticError
+
+    with patch("vita_ref.cache._GROWTH", 3):
+        logits(decoder, ids[:, :n], attention_mask=real[:, :n], cache=cache)
+        before = state()
+        broken = data.draw(st.sampled_from([decoder.norm, *(m for x in decoder.layers for m in (x.self_attn, x.mlp))]))
+        hook = broken.register_forward_pre_hook(stumble)
+        with pytest.raises(ArithmeticError):
+            logits(decoder, ids[:, n:], attention_mask=real[:, n:], cache=cache)
+        hook.remove()
+        assert same(state(), before)
+        if cache.limit is not None:
+            with pytest.raises(ValueError, match="full"):
+                logits(decoder, torch.cat([ids, ids], 1), cache=cache)
+            assert same(state(), before)
+        got = logits(decoder, ids[:, n:], attention_mask=real[:, n:], cache=cache)
+        want = logits(decoder, ids, attention_mask=real)
+        assert off(got[real[:, n:]], want[:, n:][real[:, n:]]) < 1e-4
+
+
+def with_decoder(decoder):
+    vita = Vita(VitaConfig(decoder.config)).eval()
+    vita.decoder = decoder
+    return vita
+
+
+@fewer
+@given(decoders(), batches(("none", "left", "right")))
+def test_greedy_with_a_cache_is_greedy_without(decoder, batch):
+    ids, real = batch
+    got = with_decoder(decoder).generate(ids, attention_mask=real, max_new_tokens=5, eos_token_id=())
+    for row, kept, answer in zip(ids, real, got.tolist()):
+        row = row[kept].tolist()
+        for token in answer:
+            assert token == int(logits(decoder, torch.tensor([row]))[0, -1].argmax())
+            row.append(token)
+
+
+@fewer
+@given(decoders(), batches(("none", "left", "right")))
+def test_what_was_generated_scores_highest_when_read_again(decoder, batch):
+    ids, real = batch
+    vita = with_decoder(decoder)
+    answers = vita.generate(ids, attention_mask=real, max_new_tokens=7, eos_token_id=())
+    again = vita(torch.cat([ids, answers], 1), attention_mask=torch.cat([real, torch.ones_like(answers).bool()], 1))
+    for row, kept, answer in zip(again.logits, real, answers):
+        last = int(kept.nonzero()[-1])
+        scores = torch.cat([row[last][None], row[len(kept) : -1]])  # what chose each token
+        assert (scores.amax(1) - scores.gather(1, answer[:, None])[:, 0]).max() < 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_half_precision_stays_near_float32(dtype, bound):
+    for seed in range(5):
+        decoder = build(TINY, seed)
+        half = copy.deepcopy(decoder).to(dtype)
+        decoder = copy.deepcopy(half).float()  # the same rounded weights
+        ids = torch.randint(41, (2, 9), generator=source(seed))
+        real = torch.arange(9).expand(2, 9) >= torch.tensor([[0], [4]])
+        want, cache = logits(decoder, ids, attention_mask=real), half.new_cache(2)
+        first = logits(half, ids[:, :5], attention_mask=real[:, :5], cache=cache)
+        out = half(half.embed_tokens(ids[:, 5:]), attention_mask=real[:, 5:], cache=cache, output_attentions=True)
+        got = torch.cat([first, half.logits(out.last_hidden_state)], 1)
+        assert got.dtype == out.attentions[0].dtype == cache.keys.dtype == dtype
+        assert ((got.float() - want)[real].norm() / want[real].norm()) < bound
+
+
+# ---- what comes out
+
+
+@few
+@given(decoders(), batches(), st.integers(0, 3))
+def test_hidden_states_and_maps_come_when_asked_for_and_change_nothing(decoder, batch, past):
+    (ids, real), layers = batch, len(decoder.layers)
+    cache = decoder.new_cache(len(ids))
+    past = min(past, ids.shape[1] - 1)
+    if past:
+        decoder(decoder.embed_tokens(ids[:, :past]), attention_mask=real[:, :past], cache=cache)
+    embeds, mask = decoder.embed_tokens(ids[:, past:]), real[:, past:]
+    out = decoder(embeds, attention_mask=mask, cache=cache, output_hidden_states=True, output_attentions=True)
+    cache.truncate(past)
+    plain = decoder(embeds, attention_mask=mask, cache=cache)
+    assert plain.hidden_states is None and plain.attentions is None
+    assert off(out.last_hidden_state, plain.last_hidden_state) < 1e-4
+    assert len(out.hidden_states) == layers + 1 and out.hidden_states[0].equal(embeds)
+    assert out.hidden_states[-1].equal(out.last_hidden_state)
+    assert len(out.attentions) == layers
+    for weights in out.attentions:
+        assert weights.shape == (len(ids), decoder.config.num_attention_heads, ids.shape[1] - past, ids.shape[1])
+        assert off(weights.sum(-1), torch.ones(weights.shape[:3])) < 1e-5
+        seen = (weights > 0) & ~real[:, None, None]
+        assert not seen[mask[:, None, :, None].expand_as(seen)].any()  # no real token looks at padding
+
+
+def test_no_layer_s_output_is_kept_unless_it_is_asked_for():
+    decoder, outputs, alive = build(TINY), [], []
+    for layer in decoder.layers:
+        layer.register_forward_hook(lambda module, given, out: outputs.append(weakref.ref(out[0])))
+    decoder.norm.register_forward_pre_hook(lambda module, given: alive.extend(x() is not None for x in outputs))
+    decoder(decoder.embed_tokens(torch.zeros(1, 4, dtype=torch.long)))
+    assert alive == [False, False, True]
+
+
+def test_a_tied_head_is_the_embedding_table():
+    tied = build(DecoderConfig(41, 14, 23, 1, 6, 2, 10, tie_word_embeddings=True))
+    hidden = torch.randn(2, 3, 14, generator=source(0))
+    assert off(tied.logits(hidden), hidden @ tied.embed_tokens.weight.T) < 1e-5
+    assert not any("lm_head" in name for name in tied.state_dict())
+    untied = build(TINY)
+    assert off(untied.logits(hidden), hidden @ untied.lm_head.weight.T) < 1e-5
+
+
+@few
+@given(st.integers(1, 3), st.integers(2, 7), seeds)
+def test_the_loss_is_the_mean_over_successors_whose_labels_are_not_negative(b, s, seed):
+    scores = torch.randn(b, s, 11, generator=source(seed)) * 3
+    labels = torch.randint(11, (b, s), generator=source(seed))
+    labels[torch.rand(b, s, generator=source(seed + 1)) < 0.3] = -100
+    labels[torch.rand(b, s, generator=source(seed + 2)) < 0.1] = -101
+    labels[0, 1] = 3
+    costs = [
+        -float(scores[i, t].double().log_softmax(0)[labels[i, t + 1]])
+        for i in range(b)
+        for t in range(s - 1)
+        if labels[i, t + 1] >= 0
+    ]
+    loss = next_token_loss(scores, labels)
+    assert abs(float(loss) - sum(costs) / len(costs)) < 1e-5
+    assert next_token_loss(scores.bfloat16(), labels).dtype == torch.float32
+
+
+# ---- the parts
+
+
+@few
+@given(st.integers(1, 9), st.sampled_from([1e-6, 1e-2]), st.sampled_from([1e-3, 1.0, 300.0]), seeds)
+def test_rms_norm_is_x_over_its_root_mean_square(size, eps, scale, seed):
+    norm = RMSNorm(size, eps).requires_grad_(False)
+    norm.weight.uniform_(-2, 2, generator=source(seed))
+    x = torch.randn(2, 3, size, generator=source(seed)) * scale
+    want = x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt() * norm.weight
+    assert off(norm(x), want) < 1e-5
+    half = norm.half()(x.half())  # squares beyond 65504 do not overflow: float32 inside
+    assert half.dtype == torch.float16 and off(half, want) < 2e-2
+
+
+@few
+@given(st.integers(2, 9), st.integers(10, 14), seeds)
+def test_the_mlp_is_swiglu(width, mlp, seed):
+    block = MLP(DecoderConfig(5, width, mlp, 1, 1, 1, 2)).requires_grad_(False)
+    x = torch.randn(2, 3, width, generator=source(seed))
+    gate, up, down = (m.weight.double() for m in (block.gate_proj, block.up_proj, block.down_proj))
+    g = x.double() @ gate.T
+    assert off(block(x), (g / (1 + (-g).exp()) * (x.double() @ up.T)) @ down.T) < 1e-5
+
+
+@few
+@given(st.sampled_from([2, 6, 10]), st.sampled_from([1e2, 1e4, 1e6]), st.integers(0, 4000), seeds)
+def test_rope_turns_complex_numbers(size, theta, start, seed):
+    x = torch.randn(2, 3, 5, size, generator=source(seed))
+    positions = start + torch.randint(50, (2, 5), generator=source(seed))
+    pairs = torch.complex(*x.double().chunk(2, -1))  # the first half is real, the second imaginary
+    angles = positions[:, None, :, None].double() * theta ** (-torch.arange(0, size, 2).double() / size)
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)
+    got = rotate(x, rope_angles(positions, size, theta))
+    assert off(got, torch.cat([turned.real, turned.imag], -1)) < 2e-3  # 4000 radians in float32
+    assert off(got.norm(dim=-1), x.norm(dim=-1)) < 1e-5
+
+
+@few
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 700), seeds)
+def test_rope_scores_depend_on_the_difference_of_positions_alone(first, second, shift, seed):
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=source(seed))
+
+    def score(p, r):
+        q_angles, k_angles = (rope_angles(torch.tensor([[x]]), 8, 1e4) for x in (p, r))
+        return (rotate(q, q_angles) * rotate(k, k_angles)).sum()
+
+    assert off(score(first + shift, second + shift), score(first, second)) < 2e-3
+
+
+def slow_attention(q, k, v, allowed):
+    """Weights and result with keys and values repeated for every head, in float64."""
+    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q.double() @ k.mT / q.shape[3] ** 0.5
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    return weights, weights @ v
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 4), st.integers(1, 5), st.booleans(), seeds)
+def test_both_ways_of_attention_agree_with_repeated_keys(groups, each, past, new, some_padded, seed):
+    q = torch.randn(2, groups * each, new, 6, generator=source(seed))
+    k, v = torch.randn(2, 2, groups, past + new, 6, generator=source(seed + 1))
+    real = torch.rand(2, past + new, generator=source(seed)) < 0.6 if some_padded else torch.ones(2, past + new).bool()
+    mask = causal_mask(real if some_padded else None, past, new)
+    allowed = torch.zeros(2, 1, new, past + new, dtype=torch.bool)
+    for i in range(new):  # up to itself, no padding but itself
+        for t in range(past + i + 1):
+            allowed[:, 0, i, t] = real[:, t] | (t == past + i)
+    weights, want = slow_attention(q, k, v, allowed)
+    assert off(attend(q, k, v, mask), want) < 1e-5
+    assert off(attention_weights(q, k, mask), weights) < 1e-5
+
+
+def test_masks_look_like_this():
+    behind_two = [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert causal_mask(None, 2, 2).allowed[0, 0].int().tolist() == behind_two
+    left_padded = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
+    assert causal_mask(torch.tensor([[0, 1, 1, 1]]).bool(), 0, 4).allowed[0, 0].int().tolist() == left_padded
+    right_padded = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+    assert causal_mask(torch.tensor([[1, 1, 0, 0]]).bool(), 0, 4).allowed[0, 0].int().tolist() == right_padded
+    assert causal_mask(None, 0, 3) == Mask(None, True)
+
+
+def test_keys_and_values_are_not_copied_for_every_query_head():
+    q, k = torch.randn(1, 12, 3, 8), torch.randn(1, 2, 5, 8)
+    with patch("torch.Tensor.repeat_interleave", side_effect=AssertionError), patch(
+        "torch.repeat_interleave", side_effect=AssertionError
+    ):
+        attend(q, k, k, causal_mask(None, 2, 3))
+        attend(q[:, :, :1], k, k, causal_mask(None, 4, 1))
+        attention_weights(q, k, causal_mask(None, 2, 3))
+
+
+def test_large_float16_queries_and_keys_do_not_overflow_the_map():
+    q, k = torch.full((1, 6, 3, 128), 300.0).half(), torch.full((1, 2, 3, 128), 300.0).half()
+    want = torch.ones(3, 3).tril() / torch.arange(1, 4)[:, None]
+    assert off(attention_weights(q, k, causal_mask(None, 0, 3))[0, 5], want) < 1e-3
+
+
+# ---- full sizes without memory
+
+
+@pytest.mark.parametrize("name", ["documented", "vita-1.5", "qwen2-7b"])
+def test_full_sizes_run_on_the_meta_device(name):
+    with torch.device("meta"):
+        vita = Vita(VitaConfig.preset(name)).eval()
+        ids = torch.zeros(4, 1091, dtype=torch.long)
+        mask = torch.ones(4, 1091, dtype=torch.bool)
+    c = vita.config.decoder
+    with torch.no_grad():
+        out = vita(ids, attention_mask=mask, output_hidden_states=True)
+        assert out.logits.shape == (4, 1091, c.vocab_size)
+        assert [x.shape for x in out.hidden_states] == [(4, 1091, c.hidden_size)] * (c.num_hidden_layers + 1)
+        assert out.cache[0][0].shape == (4, c.num_key_value_heads, 1091, 128)
+        more = vita(ids[:, :1], cache=out.cache, output_attentions=True)
+        assert more.attentions[0].shape == (4, c.num_attention_heads, 1, 1092)
+    assert out.logits.is_meta and more.logits.is_meta
+
+
+# ---- what is refused
+
+
+def refused(decoder, match, ids=None, **options):
+    ids = torch.zeros(2, 5, dtype=torch.long) if ids is None else ids
+    with pytest.raises(ValueError, match=match):
+        decoder(decoder.embed_tokens(ids), **options)
+
+
+def test_masks_and_positions_that_do_not_fit_are_refused_with_both_shapes():
+    decoder = build(TINY)
+    refused(decoder, r"\[2, 5\].*\[2, 4\]", attention_mask=torch.ones(2, 4))
+    refused(decoder, r"\[2, 5\].*\[3, 5\]", attention_mask=torch.ones(3, 5))
+    refused(decoder, r"\[2, 5\].*\[2, 4\]", position_ids=torch.zeros(2, 4, dtype=torch.long))
+    packed = torch.ones(2, 5, 5).tril()
+    refused(decoder, "position_ids", attention_mask=packed)
+    positions = torch.arange(5)[None]
+    refused(decoder, "cache", attention_mask=packed, position_ids=positions, cache=decoder.new_cache(2))
+    refused(decoder, r"\[2, 5, 5\].*\[2, 5, 4\]", attention_mask=packed[:, :, :4], position_ids=positions)
+
+
+def test_a_mask_that_contradicts_the_cache_is_refused():
+    decoder, ids, real = build(TINY), torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3)
+    real[1, 0] = 0
+    cache = decoder.new_cache(2)
+    logits(decoder, ids, attention_mask=real, cache=cache)
+    refused(decoder, "differs", ids[:, :1], attention_mask=torch.ones(2, 4), cache=cache)
+    assert cache.length == 3
+
+
+def test_a_cache_of_another_batch_or_model_is_refused():
+    decoder = build(TINY)
+    refused(decoder, "cache.*3 rows.*2 rows", cache=decoder.new_cache(3))
+    refused(decoder, "cache.*2 layers.*3 layers", cache=KVCache(2, 2, 2, 9, 10))
+    refused(decoder, "cache", cache=KVCache(3, 2, 2, 9, 8))

@@ -1,0 +1,96 @@
+"""A second opinion: small Qwen2 folders that ``transformers`` wrote itself."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from vita_ref import Vita, VitaConfig
+
+transformers = pytest.importorskip("transformers")
+
+THETA = 500.0
+
+
+def written(folder, tied, shard, **sizes):
+    """A Qwen2 with random weights, biases and norms too, as `save_pretrained` writes it."""
+    config = transformers.Qwen2Config(
+        vocab_size=97,
+        hidden_size=24,
+        intermediate_size=52,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        rope_theta=THETA,
+        **sizes,
+    )
+    theirs = transformers.Qwen2ForCausalLM(config).eval().requires_grad_(False)
+    for parameter in theirs.parameters():
+        parameter.uniform_(-0.6, 0.6, generator=torch.Generator().manual_seed(parameter.numel()))
+    theirs.save_pretrained(folder, max_shard_size=shard)
+    return theirs
+
+
+def respelled(folder, spelling):
+    """Puts rope_theta and dtype where old or new configs keep them."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    theta = raw.pop("rope_theta", None) or raw.pop("rope_parameters")["rope_theta"]
+    dtype = raw.pop("torch_dtype", None) or raw.pop("dtype")
+    assert theta == THETA and dtype == "float32"
+    old = {"rope_theta": theta, "rope_scaling": None, "torch_dtype": dtype}
+    new = {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}, "dtype": dtype}
+    path.write_text(json.dumps(raw | (old if spelling == "old" else new)))
+
+
+CASES = [*itertools.product([True, False], ["20KB", "1GB"], ["old", "new"])]
+
+
+@pytest.mark.parametrize(("tied", "shard", "spelling"), CASES)
+def test_a_folder_written_by_transformers_gives_their_logits_and_their_tokens(tmp_path, tied, shard, spelling):
+    theirs = written(tmp_path, tied, shard)
+    respelled(tmp_path, spelling)
+    shards = len([*tmp_path.glob("*.safetensors")])
+    assert shards > 2 if shard == "20KB" else shards == 1
+    vita = Vita.from_pretrained(tmp_path)
+    assert vita.config.decoder.tie_word_embeddings == tied and vita.decoder.norm.weight.dtype == torch.float32
+    ids = torch.randint(97, (2, 11), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert (vita(ids).logits - theirs(ids).logits).abs().max() < 1e-4
+    want = theirs.generate(ids, max_new_tokens=32, do_sample=False, pad_token_id=0)
+    got = vita.generate(ids, max_new_tokens=32, eos_token_id=(), include_prompt=True)
+    assert got.equal(want) and len(set(want[0, 11:].tolist())) > 3
+
+
+def test_heads_that_are_not_the_width_divided_are_read_from_the_config(tmp_path):
+    theirs = written(tmp_path, True, "1GB", head_dim=10)
+    vita = Vita.from_pretrained(tmp_path)
+    ids = torch.arange(9)[None]
+    assert vita.config.decoder.head_dim == 10
+    with torch.no_grad():
+        assert (vita(ids).logits - theirs(ids).logits).abs().max() < 1e-4
+
+
+def test_our_loss_and_padding_are_theirs(tmp_path):
+    theirs = written(tmp_path, False, "1GB")
+    vita = Vita.from_pretrained(tmp_path)
+    ids = torch.randint(97, (3, 8), generator=torch.Generator().manual_seed(5))
+    real = torch.arange(8) >= torch.tensor([[0], [3], [5]])
+    labels = ids.masked_fill(~(real & real.roll(1, 1)), -100)  # nothing is told from padding
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        want = theirs(ids, attention_mask=real.long(), position_ids=positions, labels=labels, output_hidden_states=True)
+        got = vita(ids, attention_mask=real, labels=labels, output_hidden_states=True)
+    assert (got.logits - want.logits)[real].abs().max() < 1e-4 and (got.loss - want.loss).abs() < 1e-4
+    assert len(got.hidden_states) == len(want.hidden_states)
+    assert all((a - b)[real].abs().max() < 1e-4 for a, b in zip(got.hidden_states, want.hidden_states))
+
+
+def test_their_defaults_are_ours():
+    theirs = transformers.Qwen2Config()
+    assert VitaConfig.preset("qwen2-7b").decoder.rms_norm_eps == theirs.rms_norm_eps
+    assert theirs.hidden_act == "silu" and not theirs.use_sliding_window
