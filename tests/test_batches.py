@@ -1,0 +1,387 @@
+"""A row of a batch has the answer that it has alone: whatever stands beside it, on whichever side of the padding.
+
+The oracle of nearly every test is the same model with the row by itself, no padding, no neighbours.
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_model import (
+    AUDIO,
+    BINS,
+    CLOSE,
+    CONFIG,
+    EOS,
+    IMAGE,
+    PIXELS,
+    VOCAB,
+    WIDTH,
+    ids,
+    noise,
+    tiny_vita,
+)
+
+few = settings(max_examples=15, deadline=None)
+sides = st.sampled_from(["left", "right"])
+VITA = {side: tiny_vita(tokenizer_padding_side=side) for side in ("left", "right")}
+TEXT = VITA["right"]
+
+
+@st.composite
+def batches(draw, texts_only=False):
+    """Rows with their own pictures and sounds, each as [ids], [pictures], [filter banks]."""
+    seed, media = draw(st.integers(0, 2**31)), [] if texts_only else [IMAGE, AUDIO]
+    token = st.sampled_from([*media, *range(VOCAB)])
+    rows = draw(st.lists(st.lists(token, min_size=1, max_size=7), min_size=2, max_size=4))
+    pictures, sounds = [], []
+    for i, row in enumerate(rows):
+        pictures.append([noise(3, PIXELS, PIXELS, seed=seed + 31 * i + j) for j in range(row.count(IMAGE))])
+        frames = [draw(st.integers(7, 40)) for _ in range(row.count(AUDIO))]
+        sounds.append([noise(n, BINS, seed=seed + 31 * i + j) for j, n in enumerate(frames)])
+    return SimpleNamespace(rows=[torch.tensor(r) for r in rows], pictures=pictures, sounds=sounds, seed=seed)
+
+
+def together(b, order=None):
+    """The arguments of the whole batch, or of the rows in ``order``."""
+    order = range(len(b.rows)) if order is None else order
+    images = [x for i in order for x in b.pictures[i]]
+    sounds = [x for i in order for x in b.sounds[i]]
+    return {
+        "input_ids": [b.rows[i] for i in order],
+        "images": images or None,
+        "audios": {"audios": sounds} if sounds else None,
+    }
+
+
+def as_padded(b, side, more):
+    """The batch's ids as one tensor [B, S] with any ids for padding, and the mask."""
+    longest = max(map(len, b.rows)) + more
+    x = torch.randint(0, VOCAB, (len(b.rows), longest), generator=torch.Generator().manual_seed(b.seed))
+    mask = torch.zeros_like(x)
+    for i, row in enumerate(b.rows):
+        here = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
+        x[i, here], mask[i, here] = row, 1
+    return x, mask
+
+
+def real_logits(out):
+    """The logits of each row without its padding."""
+    return [logits[s[0][1] : s[-1][2]] for logits, s in zip(out.logits, out.segments)]
+
+
+# ---- one pass
+
+
+@few
+@given(batches(), sides, st.sampled_from([None, 2, 3]))
+def test_the_logits_of_a_row_are_those_it_has_alone(b, side, stride):
+    vita = VITA[side]
+    got = real_logits(vita(**together(b), shared_v_pid_stride=stride))
+    for i, logits in enumerate(got):
+        alone = vita(**together(b, [i]), shared_v_pid_stride=stride).logits[0]
+        torch.testing.assert_close(logits, alone, **CLOSE)
+
+
+@few
+@given(batches(texts_only=True), sides, st.integers(0, 5))
+def test_padded_text_has_the_logits_of_unpadded_text(b, side, more):
+    x, mask = as_padded(b, side, more)
+    out = TEXT(x, attention_mask=mask)
+    for row, logits, kept in zip(b.rows, out.logits, mask.bool()):
+        torch.testing.assert_close(logits[kept], TEXT(row[None]).logits[0], **CLOSE)
+
+
+@few
+@given(batches(texts_only=True), st.data())
+def test_padding_may_stand_anywhere_even_between_tokens(b, data):
+    """Positions count the real tokens, so a hole in a row is not there."""
+    row = b.rows[0]
+    places = sorted(data.draw(st.permutations(range(len(row) + 4)))[: len(row)])
+    x, mask = torch.zeros(1, len(row) + 4, dtype=torch.long), torch.zeros(1, len(row) + 4, dtype=torch.bool)
+    x[0, places], mask[0, places] = row, True
+    torch.testing.assert_close(TEXT(x, attention_mask=mask).logits[mask], TEXT(row[None]).logits[0], **CLOSE)
+
+
+@few
+@given(st.integers(1, 4), st.integers(1, 3), sides, st.sampled_from([0.0, 1e4, -1e4]))
+def test_what_lies_in_the_padding_never_matters(length, more, side, garbage):
+    embeds, extra = noise(2, length, WIDTH), torch.full((2, more, WIDTH), garbage)
+    parts = [extra, embeds] if side == "left" else [embeds, extra]
+    mask = torch.cat([torch.full(p.shape[:2], p is embeds) for p in parts], 1)
+    got = TEXT(inputs_embeds=torch.cat(parts, 1), attention_mask=mask, output_attentions=True)
+    torch.testing.assert_close(got.logits[mask].view(2, length, -1), TEXT(inputs_embeds=embeds).logits, **CLOSE)
+    for weights in got.attentions:
+        seen = weights.transpose(1, 2)[mask]  # the real queries: [2*length, H, S]
+        assert not seen[..., ~mask[0]].any()
+
+
+@few
+@given(batches(), sides, st.randoms(use_true_random=False))
+def test_permuting_a_batch_permutes_its_answers(b, side, random):
+    order = list(range(len(b.rows)))
+    random.shuffle(order)
+    options = {"max_new_tokens": 4, "eos_token_id": ()}
+    one, other = VITA[side].generate(**together(b), **options), VITA[side].generate(**together(b, order), **options)
+    assert other.equal(one[order])
+
+
+def test_sounds_of_different_lengths_are_in_a_batch_what_they_are_alone():
+    sounds = [noise(n, BINS, seed=n) for n in (7, 40, 16, 23, 31)]
+    padded = torch.stack([torch.nn.functional.pad(s, (0, 0, 0, 50 - len(s)), value=3.0) for s in sounds])
+    got = TEXT.encode_audios(padded, [len(s) for s in sounds])
+    for sound, embeds, n in zip(sounds, got.embeds, got.lengths.tolist()):
+        torch.testing.assert_close(embeds[:n], TEXT.encode_audios(sound[None], [len(sound)]).embeds[0], **CLOSE)
+    rows = TEXT.audio_features({"audios": sounds})
+    assert [len(r) for r in rows] == got.lengths.tolist() == [1, 5, 2, 3, 4]
+
+
+# ---- the loss
+
+
+@few
+@given(batches())
+def test_the_loss_does_not_depend_on_the_side_of_the_padding(b):
+    """The first token of a row has nothing before it, so nothing predicts it: neither does padding."""
+    labels = [row.clamp(min=-100) for row in b.rows]
+    left, right = (VITA[side](**together(b), labels=labels) for side in ("left", "right"))
+    alone = [(i, VITA["right"](**together(b, [i]), labels=[labels[i]])) for i in range(len(b.rows))]
+    counted = []
+    for i, out in alone:
+        places = [k for kind, a, z in out.segments[0] if kind == "text" for k in range(a, z)]
+        words = labels[i][b.rows[i] >= 0]
+        chances = out.logits[0].log_softmax(-1)
+        counted += [-chances[k - 1, word] for k, word in zip(places, words) if k > 0]
+    assume(counted)
+    for out in (left, right):
+        torch.testing.assert_close(out.loss, torch.stack(counted).mean(), **CLOSE)
+
+
+@few
+@given(batches(texts_only=True), sides, st.integers(0, 3))
+def test_the_loss_of_padded_text_is_that_of_its_rows(b, side, more):
+    x, mask = as_padded(b, side, more)
+    counted = []
+    for row in b.rows:
+        chances = TEXT(row[None]).logits[0].log_softmax(-1)
+        counted += [-chances[k, word] for k, word in enumerate(row[1:])]
+    assume(counted)
+    loss = TEXT(x, attention_mask=mask, labels=x.masked_fill(mask == 0, -100)).loss
+    torch.testing.assert_close(loss, torch.stack(counted).mean(), **CLOSE)
+
+
+# ---- going on from a cache
+
+
+@few
+@given(batches(), sides, st.sampled_from([None, 2]), st.lists(st.integers(1, 3), min_size=1, max_size=3))
+def test_going_on_from_a_padded_prompt_is_one_pass_over_the_whole(b, side, stride, chunks):
+    """Prompts of different lengths, on either side, with shared positions too; then chunks of text behind them."""
+    vita, n = VITA[side], sum(chunks)
+    more = torch.randint(0, VOCAB, (len(b.rows), n), generator=torch.Generator().manual_seed(b.seed))
+    cache, got = vita(**together(b), shared_v_pid_stride=stride).cache, []
+    for chunk in more.split(chunks, 1):
+        out = vita(chunk, cache=cache)
+        got.append(out.logits)
+    longer = SimpleNamespace(
+        rows=[torch.cat(pair) for pair in zip(b.rows, more)], pictures=b.pictures, sounds=b.sounds, seed=b.seed
+    )
+    whole = real_logits(vita(**together(longer), shared_v_pid_stride=stride))
+    torch.testing.assert_close(torch.cat(got, 1), torch.stack([logits[-n:] for logits in whole]), **CLOSE)
+
+
+@few
+@given(batches(), sides, st.integers(1, 4))
+def test_going_back_and_on_again_gives_the_same(b, side, n):
+    vita = VITA[side]
+    more = torch.randint(0, VOCAB, (len(b.rows), n), generator=torch.Generator().manual_seed(b.seed))
+    cache = vita(**together(b)).cache
+    length, places = cache.length, cache.next_positions.tolist()
+    once = vita(more, cache=cache).logits
+    cache.truncate(length)
+    assert cache.next_positions.tolist() == places
+    assert vita(more, cache=cache).logits.equal(once)
+
+
+@few
+@given(batches(), batches(), sides)
+def test_pictures_and_sounds_may_come_in_a_second_turn(first, second, side):
+    count = min(len(first.rows), len(second.rows))
+    order, vita = range(count), VITA[side]
+    cache = vita(**together(first, order)).cache
+    got = real_logits(vita(**together(second, order), cache=cache))
+    for i, logits in enumerate(got):
+        joined = SimpleNamespace(
+            rows=[torch.cat([first.rows[i], second.rows[i]])],
+            pictures=[first.pictures[i] + second.pictures[i]],
+            sounds=[first.sounds[i] + second.sounds[i]],
+        )
+        whole = vita(**together(joined)).logits[0]
+        torch.testing.assert_close(logits, whole[-len(logits) :], **CLOSE)
+
+
+@few
+@given(batches(texts_only=True), sides, st.integers(1, 3))
+def test_a_mask_given_with_a_cache_may_cover_the_new_columns_or_all(b, side, n):
+    x, mask = as_padded(b, side, 1)
+    more = torch.randint(0, VOCAB, (len(x), n), generator=torch.Generator().manual_seed(b.seed))
+    results = []
+    for given_mask in (None, torch.ones(len(x), n), torch.cat([mask, torch.ones(len(x), n)], 1)):
+        cache = TEXT(x, attention_mask=mask).cache
+        results.append(TEXT(more, cache=cache, attention_mask=given_mask).logits)
+    assert results[0].equal(results[1]) and results[0].equal(results[2])
+
+
+# ---- answers
+
+
+@few
+@given(batches(), sides, st.sampled_from([None, 3]))
+def test_the_answer_of_a_row_is_the_one_it_gives_alone(b, side, stride):
+    options = {"max_new_tokens": 5, "eos_token_id": (), "shared_v_pid_stride": stride}
+    got = VITA[side].generate(**together(b), **options)
+    alone = [VITA["right"].generate(**together(b, [i]), **options)[0] for i in range(len(b.rows))]
+    assert got.equal(torch.stack(alone))
+
+
+@few
+@given(batches(texts_only=True), sides, st.integers(0, 5))
+def test_the_answer_depends_neither_on_the_side_nor_on_the_amount_of_padding(b, side, more):
+    x, mask = as_padded(b, side, more)
+    options = {"max_new_tokens": 5, "eos_token_id": ()}
+    alone = [TEXT.generate(row[None], **options)[0] for row in b.rows]
+    assert TEXT.generate(x, attention_mask=mask, **options).equal(torch.stack(alone))
+
+
+@few
+@given(batches(), sides)
+def test_an_answer_is_what_one_pass_over_prompt_and_answer_finds_likeliest(b, side):
+    vita, n = VITA[side], 4
+    new = vita.generate(**together(b), max_new_tokens=n, eos_token_id=())
+    longer = SimpleNamespace(rows=[torch.cat(p) for p in zip(b.rows, new)], pictures=b.pictures, sounds=b.sounds)
+    for logits, answer in zip(real_logits(vita(**together(longer))), new):
+        assert logits[-n - 1 : -1].argmax(-1).equal(answer)
+
+
+def answers(vita, rows, **options):
+    """Every row's answer alone, cut behind its first end token."""
+    return [vita.generate(row[None], **options)[0].tolist() for row in rows]
+
+
+def test_rows_that_end_early_are_filled_up_and_do_not_stop_the_others():
+    rows = [torch.tensor(r) for r in ([7], [8, 9, 10], [11, 12], [30, 31, 2, 3], [40])]
+    free = torch.tensor(answers(TEXT, rows, max_new_tokens=8, eos_token_id=()))
+    eos = [int(free[0, 2]), int(free[1, 4])]
+    ended = answers(TEXT, rows, max_new_tokens=8, eos_token_id=eos)
+    assert len({len(a) for a in ended}) > 1  # or there is nothing to see here
+    got = TEXT.generate(rows, max_new_tokens=8, eos_token_id=eos, pad_token_id=3).tolist()
+    longest = max(map(len, ended))
+    assert got == [a + [3] * (longest - len(a)) for a in ended]
+    assert all(a[-1] in eos or len(a) == 8 for a in ended)
+    assert all(not set(a[:-1]) & set(eos) for a in ended)
+
+
+def test_generation_stops_when_every_row_has_ended():
+    first = int(TEXT.generate(ids(7, 8), max_new_tokens=1, eos_token_id=()))
+    x = torch.tensor([[7, 8], [7, 8]])
+    assert TEXT.generate(x, max_new_tokens=9, eos_token_id=first).tolist() == [[first]] * 2
+    assert TEXT.generate(x, max_new_tokens=9, eos_token_id=()).shape == (2, 9)
+
+
+def test_the_end_and_padding_tokens_are_the_checkpoints_where_none_are_given():
+    new = TEXT.generate(ids(7, 8), max_new_tokens=6, eos_token_id=())[0].tolist()
+    other = TEXT.generate(ids(9, 3), max_new_tokens=6, eos_token_id=())[0].tolist()
+    end = next(i for i, token in enumerate(new) if token not in other)
+    for pad, filled in ((4, 4), (None, new[end])):  # without a padding token it is the end token
+        vita = tiny_vita(eos_token_ids=(new[end],), pad_token_id=pad)
+        got = vita.generate(torch.tensor([[7, 8], [9, 3]]), max_new_tokens=6)
+        assert got.tolist() == [new[: end + 1] + [filled] * (5 - end), other]
+
+
+def test_no_end_tokens_at_all_runs_to_the_limit():
+    new = TEXT.generate(ids(7, 8), max_new_tokens=5, eos_token_id=())[0].tolist()
+    vita = tiny_vita(eos_token_ids=(new[0],))
+    assert vita.generate(ids(7, 8), max_new_tokens=5).tolist() == [new[:1]]
+    assert vita.generate(ids(7, 8), max_new_tokens=5, eos_token_id=()).tolist() == [new]
+
+
+@few
+@given(batches(), sides)
+def test_the_stream_is_what_comes_back(b, side):
+    seen = []
+    got = VITA[side].generate(**together(b), max_new_tokens=4, eos_token_id=[EOS, 9], stream=seen.append)
+    assert torch.stack(seen, 1).equal(got) and all(step.shape == (len(b.rows),) for step in seen)
+
+
+def test_the_prompt_stands_in_front_where_it_is_asked_for():
+    x, mask = torch.tensor([[0, 7, 8], [9, 10, 11]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    options = {"attention_mask": mask, "max_new_tokens": 4, "eos_token_id": ()}
+    new = TEXT.generate(x, **options)
+    assert TEXT.generate(x, include_prompt=True, **options).equal(torch.cat([x, new], 1))
+
+
+@few
+@given(batches(texts_only=True), sides, st.sampled_from([0.5, 1.7, 8.0]))
+def test_the_repetition_penalty_counts_the_rows_own_prompt_and_answer_and_no_padding(b, side, penalty):
+    """The oracle scores the whole row anew at each step and lowers what stands in it."""
+    x, mask = as_padded(b, side, 2)
+    got = TEXT.generate(x, attention_mask=mask, max_new_tokens=4, eos_token_id=(), repetition_penalty=penalty)
+    for row, answer in zip(b.rows, got.tolist()):
+        whole = row.tolist()
+        for token in answer:
+            logits = TEXT(ids(*whole)).logits[0, -1]
+            for used in set(whole):
+                logits[used] = logits[used] / penalty if logits[used] > 0 else logits[used] * penalty
+            assert int(logits.argmax()) == token
+            whole.append(token)
+
+
+def test_a_strong_penalty_says_nothing_twice():
+    options = {"max_new_tokens": 20, "eos_token_id": (), "repetition_penalty": 1e6}
+    said = [7, 8, *TEXT.generate(ids(7, 8, IMAGE), images=noise(1, 3, PIXELS, PIXELS), **options)[0].tolist()]
+    assert len(set(said)) == len(said)
+
+
+def test_draws_come_from_the_generator_that_is_given():
+    def draw(seed, **options):
+        options |= {"do_sample": True, "generator": torch.Generator().manual_seed(seed)}
+        return TEXT.generate(x, max_new_tokens=12, eos_token_id=(), **options)
+
+    x = torch.tensor([[7, 8], [9, 3]])
+    greedy = TEXT.generate(x, max_new_tokens=12, eos_token_id=())
+    assert draw(1, temperature=2.0).equal(draw(1, temperature=2.0))
+    assert not draw(1, temperature=2.0).equal(draw(2, temperature=2.0))
+    assert all(draw(1, **kind).equal(greedy) for kind in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}))
+
+
+def test_generating_leaves_torchs_own_random_numbers_alone():
+    before = torch.get_rng_state()
+    TEXT.generate(ids(7), max_new_tokens=3, eos_token_id=(), do_sample=True, generator=torch.Generator().manual_seed(1))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_positions_that_are_given_are_gone_on_from():
+    places = torch.tensor([[0, 0, 5, 9]])
+    x = ids(7, 8, 9, 10)
+    new = TEXT.generate(x, position_ids=places, max_new_tokens=4, eos_token_id=())
+    whole = TEXT(torch.cat([x, new], 1), position_ids=torch.cat([places, ids(10, 11, 12, 13)], 1)).logits
+    assert whole[0, 3:-1].argmax(-1).equal(new[0])
+
+
+def test_a_prompt_that_is_too_long_keeps_its_beginning():
+    short = tiny_vita(tokenizer_model_max_length=5)
+    picture = noise(1, 3, PIXELS, PIXELS)
+    assert short(ids(7, IMAGE, 8, 9), images=picture).segments == [[("text", 0, 1), ("image", 1, 5)]]
+    options = {"images": picture, "max_new_tokens": 3, "eos_token_id": ()}
+    assert short.generate(ids(7, IMAGE, 8, 9), **options).equal(TEXT.generate(ids(7, IMAGE), **options))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_batch_is_its_rows_with_tied_embeddings_too(tied):
+    vita = tiny_vita(decoder=replace(CONFIG.decoder, tie_word_embeddings=tied))
+    rows = [torch.tensor(r) for r in ([7], [8, 9, 10])]
+    got = vita.generate(rows, max_new_tokens=4, eos_token_id=())
+    assert got.tolist() == answers(vita, rows, max_new_tokens=4, eos_token_id=())
