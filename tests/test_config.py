@@ -225,7 +225,7 @@ def test_a_config_cannot_be_changed_in_place():
 
 def vita_folder(path, **changes):
     raw = json.loads((GOLDEN / "config.json").read_text())
-    return folder(path, {k: v for k, v in (raw | changes).items() if v != "left out"})
+    return folder(path, raw | changes)
 
 
 def copied(part, path):
@@ -255,7 +255,7 @@ def test_a_tower_is_found_by_its_name_in_the_folder_or_beside_it(tmp_path, named
 
 
 def test_a_tower_inside_wins_over_one_beside_and_a_given_one_over_both(tmp_path):
-    ours = vita_folder(tmp_path / "vita", mm_audio_encoder=None)
+    ours = vita_folder(tmp_path / "vita", mm_vision_tower=f"/home/training/{EYE}", mm_audio_encoder=None)
     for place, layers in ((ours / EYE, 5), (tmp_path / EYE, 6), (tmp_path / "other", 7)):
         config = json.loads((copied(EYE, place) / "config.json").read_text())
         (place / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))

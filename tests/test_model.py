@@ -337,3 +337,27 @@ def test_respond_stops_where_it_is_told_to_stop(vita):
 def test_respond_takes_words_and_tensors(vita):
     text = vita.respond("what is this", images=[PICTURE[0]], audios=[noise(30, BINS)], max_new_tokens=4)
     assert isinstance(text, str)
+
+
+def test_the_loss_is_the_same_on_either_side_of_the_padding(vita):
+    row = ids(5, 6, 7, 8)
+    left, right = (torch.cat(parts, 1) for parts in ((ids(0, 0), row), (row, ids(0, 0))))
+    alone = vita(row, labels=row).loss
+    for x in (left, right):
+        mask = x.ne(0)
+        torch.testing.assert_close(vita(x, attention_mask=mask, labels=x.masked_fill(~mask, -100)).loss, alone, **CLOSE)
+
+
+def test_a_mask_over_cached_and_new_columns_goes_with_pictures_too(vita):
+    first = vita(ids(7, 8))
+    whole = vita(ids(7, 8, IMAGE, 9), images=PICTURE).logits[:, 2:]
+    rest = vita(ids(IMAGE, 9), images=PICTURE, cache=first.cache, attention_mask=torch.ones(1, 4))
+    torch.testing.assert_close(rest.logits, whole, **CLOSE)
+
+
+def test_gradients_are_recorded_without_a_cache(vita):
+    learner = tiny_vita()
+    learner.decoder.layers.requires_grad_(True)
+    out = learner(ids(7, 8, 9), labels=ids(7, 8, 9))
+    out.loss.backward()
+    assert out.cache is None and learner.decoder.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0

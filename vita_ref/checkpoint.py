@@ -26,8 +26,8 @@ def locate(folder):
     single, index = folder / "model.safetensors", folder / _INDEX
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            weight_map = {n: str(f) for n, f in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is no index of shards: {error!r}") from None
         absent = sorted({f for f in weight_map.values() if not (folder / f).is_file()})
         if absent:
@@ -80,7 +80,7 @@ def account(module, table, files, ignored=()):
     for file in sorted(set(files.values())):
         shapes |= headers(file)
     where = sorted({f.name for f in files.values()})
-    where = where[0] if len(where) == 1 else f"{where[0]} to {where[-1]}"
+    where = f"{where[0]} to {where[-1]}" if len(where) > 1 else "".join(where)
     faults = {
         "missing": [f"{n} {list(state[own].shape)} (expected in {where})" for n, own in names.items() if n not in files],
         "surplus": [

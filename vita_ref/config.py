@@ -31,7 +31,7 @@ class DecoderConfig:
     attention_bias: bool = True  # on q, k and v; Qwen2 has them, o never does
 
     def __post_init__(self):
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
@@ -60,6 +60,11 @@ class VisionConfig:
     image_std: tuple = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"the eye's hidden_size ({self.hidden_size}) must be a multiple of "
+                f"num_attention_heads ({self.num_attention_heads})"
+            )
         if self.shuffle > 1 and self.keep_class_token:
             raise ValueError("a pixel shuffle needs a square grid: keep_class_token must be off")
         if self.image_size % (self.patch_size * self.shuffle):
@@ -132,6 +137,10 @@ class VitaConfig:
     dtype: str = "float32"
     missing: dict = field(default_factory=dict)  # part -> why it could not be read
 
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
+
     @staticmethod
     def preset(name):
         """The config of a known model: ``documented``, ``vita-1.5``, ``qwen2-7b`` or ``demo``.
@@ -186,6 +195,8 @@ def _need(raw, path, *keys):
 
 def _build(cls, raw, path):
     """A dataclass from the JSON object that `asdict` made of it, every key known."""
+    if type(raw) is not dict:
+        raise ValueError(f"{path}: {cls.__name__} must be a JSON object, got {raw!r}")
     names = {f.name for f in fields(cls)}
     unknown = sorted(set(raw) - names)
     if unknown:
@@ -199,7 +210,7 @@ def _build(cls, raw, path):
 def _own(raw, folder):
     path = folder / "config.json"
     parts = {"decoder": DecoderConfig, "vision": VisionConfig, "audio": AudioConfig}
-    built = {k: _build(cls, raw[k], path) for k, cls in parts.items() if k in raw}
+    built = {k: _build(cls, raw[k], path) for k, cls in parts.items() if raw.get(k) is not None}
     rest = {k: v for k, v in raw.items() if k not in parts and k != "model_type"}
     return _build(VitaConfig, rest | built, path)
 
@@ -214,11 +225,11 @@ def _qwen2(raw, folder):
     vocab, width, mlp, layers, heads = _need(
         raw, path, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
     )
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    scaling = rope.get("rope_type", rope.get("type", "default"))
+    ropes = [raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}]
+    scalings = {rope.get("rope_type", rope.get("type", "default")) for rope in ropes}
     refused = {
         "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "rope_scaling": scaling != "default",
+        "rope_scaling": scalings != {"default"},
         "use_sliding_window": bool(raw.get("use_sliding_window")),
     }
     if any(refused.values()):
@@ -232,7 +243,7 @@ def _qwen2(raw, folder):
         num_key_value_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or width // heads,
         rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        rope_theta=float(raw.get("rope_theta") or ropes[0].get("rope_theta") or 10000.0),
         max_position_embeddings=raw.get("max_position_embeddings", 32768),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
     )
@@ -330,7 +341,10 @@ def _whale(folder):
         import yaml
     except ImportError:
         raise ValueError(f"reading {path} needs pyyaml: pip install pyyaml") from None
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
         layout = raw["encoder_conf"]["overview_conf"]["encoder-layer-config"]
         parts = raw["encoder_conf"]["para_conf"]
@@ -341,9 +355,12 @@ def _whale(folder):
         raise ValueError(f"{path}: encoder-layer-config is {layout!r}, expected 'subsampling-transformer'")
 
     def options(part):  # upstream takes '-' and '_' alike
-        return {k.replace("-", "_").removeprefix(part + "_"): v for k, v in parts[part].items()}
+        (found,) = _need(parts, path, part)
+        return {k.replace("-", "_").removeprefix(part + "_"): v for k, v in found.items()}
 
     sub, enc, fbank = options("subsampling"), options("transformer"), sound.get("fbank_conf", {})
+    width, mlp, layers, heads = _need(enc, path, "attention_dim", "linear_units", "num_blocks", "attention_heads")
+    (sub_size,) = _need(sub, path, "output_dim")
     expected = {
         "subsampling-rate": sub.get("rate", 4) == 4,
         "transformer-input-layer": enc.get("input_layer", "linear") == "linear",
@@ -356,11 +373,11 @@ def _whale(folder):
     if not all(expected.values()):
         raise ValueError(f"{path}: not supported here: {', '.join(k for k, good in expected.items() if not good)}")
     return AudioConfig(
-        hidden_size=enc["attention_dim"],
-        intermediate_size=enc["linear_units"],
-        num_hidden_layers=enc["num_blocks"],
-        num_attention_heads=enc["attention_heads"],
-        subsampling_size=sub["output_dim"],
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        subsampling_size=sub_size,
         num_mel_bins=raw.get("input_dim", 80),
         sample_rate=sound.get("resample_conf", {}).get("resample_rate", 16000),
         frame_length=fbank.get("frame_length", 25),

@@ -70,7 +70,7 @@ def rotate(x, angles):
     """
     cos, sin = angles
     first, second = x.float().chunk(2, -1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)  # [B, H, S, K]
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)  # [B, heads, S, K]
     return turned.to(x.dtype)
 
 
@@ -112,8 +112,8 @@ def attention_weights(q, k, mask):
     Shapes: q [B, H, S, K], k [B, G, T, K] -> [B, H, S, T], rows summing to one.
     """
     b, heads, s, size = q.shape
-    grouped = q.reshape(b, k.shape[1], -1, size)  # [B, G, H/G*S, K]
-    scores = (grouped @ k.mT).reshape(b, heads, s, k.shape[2]) * size**-0.5  # [B, H, S, T]
+    grouped = q.reshape(b, k.shape[1], -1, size) * size**-0.5  # [B, G, H/G*S, K]; scaled before float16 overflows
+    scores = (grouped @ k.mT).reshape(b, heads, s, k.shape[2])  # [B, H, S, T]
     allowed = mask.allowed
     if allowed is None and mask.causal:
         allowed = torch.ones(s, s, dtype=torch.bool, device=q.device).tril()  # [S, S]
@@ -183,6 +183,11 @@ class DecoderLayer(nn.Module):
         return x, weights
 
 
+def embedding(rows, width):
+    """An `nn.Embedding`, begun evenly: its own normal draw takes a second of imports on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width).uniform_(-1, 1), freeze=False)
+
+
 def new_columns(attention_mask, b, s, cache):
     """Which of the ``s`` new columns are real, [B, S] bool, or None where all are."""
     if attention_mask is None:
@@ -221,7 +226,7 @@ class Decoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
@@ -245,9 +250,18 @@ class Decoder(nn.Module):
         Raises: ValueError where the shapes do not fit, or the cache is too small.
         """
         b, s, _ = inputs_embeds.shape
+        if position_ids is not None and position_ids.shape not in ((b, s), (1, s)):
+            raise ValueError(f"position_ids must be [{b}, {s}], got {list(position_ids.shape)}")
+        if cache is not None and cache.keys.shape[:2] != (len(self.layers), b):
+            layers, rows = cache.keys.shape[:2]
+            raise ValueError(
+                f"the cache is one of {layers} layers and {rows} rows, expected {len(self.layers)} layers and {b} rows"
+            )
         if attention_mask is not None and attention_mask.dim() == 3:
             if cache is not None or position_ids is None:
                 raise ValueError("a [B, S, S] attention_mask needs position_ids and takes no cache")
+            if attention_mask.shape != (b, s, s):
+                raise ValueError(f"attention_mask must be [{b}, {s}, {s}], got {list(attention_mask.shape)}")
             new, mask = None, Mask(attention_mask[:, None].bool(), False)
         else:
             new = new_columns(attention_mask, b, s, cache)
@@ -256,8 +270,6 @@ class Decoder(nn.Module):
         if position_ids is None:
             start = cache.next_positions if cache is not None else 0
             position_ids = count_positions(new, start, b, s, inputs_embeds.device)  # [B, S]
-        if tuple(position_ids.shape) not in ((s,), (1, s), (b, s)):
-            raise ValueError(f"position_ids must be [{b}, {s}], got {list(position_ids.shape)}")
         angles = rope_angles(position_ids.expand(b, s), self.config.head_dim, self.config.rope_theta)
 
         x, states, maps = inputs_embeds, [], []
@@ -287,11 +299,14 @@ class Decoder(nn.Module):
         return KVCache(*shape, like.dtype, like.device)
 
 
-def next_token_loss(logits, labels):
+def next_token_loss(logits, labels, mask=None):
     """Mean cross-entropy of each position's successor; labels below zero are not counted.
 
-    Shapes: logits [B, S, V], labels [B, S] long -> scalar float32.
+    Nor is a guess made on padding, such as that of a left-padded row's first token.
+    Shapes: logits [B, S, V], labels [B, S] long, mask [B, S] bool -> scalar float32.
     """
     guesses = logits[:, :-1].float().flatten(0, 1)  # [B*(S-1), V]
     targets = labels[:, 1:].flatten()  # [B*(S-1)]
+    if mask is not None:
+        targets = targets.masked_fill(~mask[:, :-1].bool().flatten(), -100)  # [B*(S-1)]
     return F.cross_entropy(guesses, targets.masked_fill(targets < 0, -100))

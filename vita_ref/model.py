@@ -56,7 +56,7 @@ class VitaOutput(NamedTuple):
 class Inputs(NamedTuple):
     """A batch as the decoder takes it."""
 
-    embeds: torch.Tensor  # [B, S, D]
+    embeds: torch.Tensor
     mask: torch.Tensor | None
     positions: torch.Tensor | None
     labels: torch.Tensor | None
@@ -205,11 +205,13 @@ class Vita(nn.Module):
         c = self.config
         if images is None and audios is None and not isinstance(input_ids, list):
             for kind, token in (("image", c.image_token_index), ("audio", c.audio_token_index)):
-                if count := int((input_ids == token).sum()):
+                if not input_ids.is_meta and (count := int((input_ids == token).sum())):
                     raise ValueError(f"the prompt has {count} {kind} placeholders, but 0 {kind}s were given")
             return Inputs(self.embed(input_ids), attention_mask, position_ids, labels, None)
         if position_ids is not None:
             raise ValueError("position_ids of a spliced prompt are made by the splice and cannot be given")
+        if cache is not None and attention_mask is not None and isinstance(input_ids, torch.Tensor):
+            attention_mask = attention_mask[:, -input_ids.shape[1] :]  # [B, S]: it may cover the cached columns too
         spliced = splice(
             input_ids,
             self.embed,
@@ -270,7 +272,10 @@ class Vita(nn.Module):
             sf_masks=sf_masks,
             shared_v_pid_stride=shared_v_pid_stride,
         )
-        if cache is None and not (torch.is_grad_enabled() and x.embeds.requires_grad):
+        if x.embeds.shape[1] == 0:
+            raise ValueError("the prompt is empty: there is nothing to read")
+        learning = x.embeds.requires_grad or any(p.requires_grad for p in self.decoder.parameters())
+        if cache is None and not (torch.is_grad_enabled() and learning):
             cache = self.decoder.new_cache(len(x.embeds), None)
         out = self.decoder(
             x.embeds,
@@ -281,7 +286,7 @@ class Vita(nn.Module):
             output_attentions=output_attentions,
         )
         logits = self.decoder.logits(out.last_hidden_state)  # [B, S, V]
-        loss = None if x.labels is None else next_token_loss(logits, x.labels)
+        loss = None if x.labels is None else next_token_loss(logits, x.labels, x.mask)
         return VitaOutput(logits, loss, cache, out.hidden_states, out.attentions, x.segments)
 
     # ---- answers

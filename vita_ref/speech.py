@@ -24,7 +24,7 @@ from torch import nn
 
 from .cache import KVCache
 from .config import CodecConfig, SpeechConfig
-from .decoder import SEE_ALL, DecoderLayer, RMSNorm, rope_angles
+from .decoder import SEE_ALL, DecoderLayer, RMSNorm, embedding, rope_angles
 from .sampling import sample
 from .vocoder import Vocoder, cut, fold_weight_norm
 
@@ -38,7 +38,7 @@ class SpeechDecoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, size = config, config.decoder.hidden_size
-        self.embedding = nn.Embedding(config.decoder.vocab_size, size)
+        self.embedding = embedding(config.decoder.vocab_size, size)
         self.layers_pre_nn = nn.ModuleList(DecoderLayer(config.decoder) for _ in range(config.num_pre_layers))
         self.layers = nn.ModuleList(DecoderLayer(config.decoder) for _ in range(config.decoder.num_hidden_layers))
         self.norm = RMSNorm(size, config.decoder.rms_norm_eps)

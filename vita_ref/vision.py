@@ -130,6 +130,8 @@ class VisionTower(nn.Module):
         c = self.config
         if pixels.dim() != 4 or pixels.shape[1] != c.num_channels:
             raise ValueError(f"pixels must be [N, {c.num_channels}, height, width], got {list(pixels.shape)}")
+        if pixels.shape[2] % c.patch_size or pixels.shape[3] % c.patch_size:
+            raise ValueError(f"height and width must be multiples of {c.patch_size}, got {list(pixels.shape)}")
         rows, columns = pixels.shape[2] // c.patch_size, pixels.shape[3] // c.patch_size
         x = self.encoder(self.embeddings(pixels))  # [N, P, C]
         if not c.keep_class_token:

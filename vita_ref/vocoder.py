@@ -108,7 +108,7 @@ class Generator(nn.Module):
             spare = [n * up.stride[0] for n in spare]
             x = sum(block(x) for block in self.stage(i)) / self.num_blocks
             if x.shape[1] == VOICE_SIZE:  # quirk: the voice joins at the stage that happens to be as wide, or nowhere
-                x = x + voice[..., None]  # [B, 128, W]
+                x = x + voice[..., None]  # [B, 128, frames]
         x, spare = trim(x, spare, self.margins[-1])
         sound = torch.tanh(self.conv_post(F.leaky_relu(x, SLOPE)))  # [B, 1, W]
         return trim(sound, spare, 0)[0][:, 0]
