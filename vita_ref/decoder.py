@@ -66,7 +66,7 @@ def rope_angles(positions, head_dim, theta):
 def rotate(x, angles):
     """Turns the pairs (i, i + K/2) of every head by its position's angles (half-split, as Qwen2 and Llama do).
 
-    Shapes: x [B, H, S, K] -> the same.
+    Shapes: x [B, heads, S, K], of queries or of keys -> the same.
     """
     cos, sin = angles
     first, second = x.float().chunk(2, -1)

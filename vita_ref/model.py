@@ -211,7 +211,7 @@ class Vita(nn.Module):
         if position_ids is not None:
             raise ValueError("position_ids of a spliced prompt are made by the splice and cannot be given")
         if cache is not None and attention_mask is not None and isinstance(input_ids, torch.Tensor):
-            attention_mask = attention_mask[:, -input_ids.shape[1] :]  # [B, S]: it may cover the cached columns too
+            attention_mask = attention_mask[:, -input_ids.shape[1] :]  # [B, I]: it may cover the cached columns too
         spliced = splice(
             input_ids,
             self.embed,
