@@ -180,7 +180,7 @@ class Speech(nn.Module):
 
         Shapes: tokens [m] long, or a list -> [(m - context) * hop] float32 in -1..1.
         """
-        tokens = torch.as_tensor(tokens, dtype=torch.long, device=self.decoder.norm.weight.device)  # [U]
+        tokens = torch.as_tensor(tokens, dtype=torch.long, device=self.decoder.norm.weight.device)
         return self.codec(tokens[None], voice, context)[0]
 
     def stream(
