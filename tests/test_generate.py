@@ -4,19 +4,22 @@ import io
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import make_checkpoint
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
 from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig, VisionConfig
 from vita_ref.generate import main
+from vita_ref.prompt import split_state
 
 CONFIG = replace(
     VitaConfig.preset("demo"),
-    decoder=DecoderConfig(300, 24, 40, 2, 6, 3, 4),
+    decoder=DecoderConfig(300, 32, 40, 2, 6, 3, 4),
     vision=VisionConfig(16, 20, 1, 2, image_size=28, patch_size=7),
     audio=None,
     eos_token_ids=(299,),
@@ -164,7 +167,47 @@ def test_a_checkpoint_with_a_misshapen_tensor_is_told(run, folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"] = torch.ones(25)
+    tensors["model.norm.weight"] = torch.ones(33)
     save_file(tensors, tmp_path / "model.safetensors")
     status, _, err = run("--prompt", "x", model=tmp_path)
     assert status == 2 and "model.norm.weight" in err and err.count("\n") == 1
+
+
+SPEECH = Path(__file__).parent / "golden" / "tts"
+
+
+def test_an_answer_is_spoken_into_a_file_and_printed_too(run, tmp_path):
+    flags = ("--prompt", "hi", "--max-new-tokens", 12)
+    status, out, err = run(*flags, "--speech-dir", SPEECH, "--speak", tmp_path / "out.wav")
+    assert status == 0 and err == "" and out == run(*flags)[1]
+    sound = soundfile.info(tmp_path / "out.wav")
+    assert (sound.samplerate, sound.channels) == (24000, 1)
+    assert [f.name for f in tmp_path.iterdir()] == ["out.wav"]
+
+
+def test_speech_is_that_of_its_sentences_and_a_speed_keeps_its_length_in_proportion(folder):
+    vita = Vita.from_pretrained(folder, speech_dir=SPEECH)
+    assert vita.config.speech is not None
+    options = {"max_tokens": 20}
+    both, rate = vita.speak("Hello there. Two cats!", **options)
+    each = [vita.speak(text, **options)[0] for text in ("Hello there.", "Two cats!")]
+    assert rate == 24000 and both.dtype == torch.float32 and both.abs().max() <= 1
+    assert both.equal(torch.cat(each)) and torch.cat(list(vita.speak_stream("Two cats!", **options))).equal(each[1])
+    written = vita.speak_stream(iter(["Hello th", "ere. Two", " cats!"]), **options)
+    assert torch.cat(list(written)).equal(both)
+    assert abs(len(vita.speak("Two cats!", speed=2.0, **options)[0]) * 2 - len(each[1])) <= 4
+
+
+def test_without_speech_weights_nothing_is_written(run, folder, tmp_path):
+    status, out, err = run("--prompt", "hi", "--speak", tmp_path / "out.wav")
+    assert status == 2 and out == "" and "cannot speak" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir()) and Vita.from_pretrained(folder).speech is None
+    status, _, err = run("--prompt", "hi", "--speak", tmp_path / "nowhere" / "out.wav")
+    assert status == 2 and "folder" in err
+
+
+def test_a_state_mark_is_reported_and_not_printed():
+    assert split_state("☞Yes.", "vita") == ("☞", "Yes.")
+    assert split_state(" ☟", "vita") == ("☟", "")
+    assert split_state("☞Yes.", "chatml") == (None, "☞Yes.")
+    assert split_state("Yes ☞", "vita") == (None, "Yes ☞")

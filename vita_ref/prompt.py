@@ -47,6 +47,7 @@ TEMPLATES = {
             "video": "You watch the frames of a video and listen to speech, and answer briefly and truthfully.",
             "lang": "You read and listen, and answer briefly and truthfully.",
         },
+        states=("☞", "☟", "☜"),
     ),
     "demo": Template(
         {"user": ("<|user|>", ""), "assistant": ("<|assistant|>", "<|end|>")},
