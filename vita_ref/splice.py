@@ -55,7 +55,8 @@ def splice(
     padding, dropped first); labels as input_ids. ``state_labels`` has one label a sound, which lands
     on its last position; ``max_length`` keeps the beginning of each row; ``shared_v_pid_stride``
     gives that many image positions one position id.
-    Raises: ValueError where the placeholders and the features differ in number, with both counts.
+    Raises: ValueError where the placeholders and the features differ in number, with both counts, or
+    rows, masks, labels and features do not fit each other.
     Source: upstream vita_arch.py:308-640, without its dummies.
 
         splice(tensor([[5, -200, 7]]), embed, [torch.zeros(3, D)], image_token=-200, audio_token=-500)
@@ -63,6 +64,14 @@ def splice(
     """
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+    if len(input_ids) == 0:
+        raise ValueError("input_ids must have at least one row")
+    for name, given in (("attention_mask", attention_mask), ("labels", labels)):
+        if given is not None and [len(row) for row in given] != [len(row) for row in input_ids]:
+            raise ValueError(
+                f"{name} must have rows of {[len(row) for row in input_ids]} as input_ids has, "
+                f"got {[len(row) for row in given]}"
+            )
     rows, row_labels = unpadded(input_ids, attention_mask), unpadded(labels, attention_mask, len(input_ids))
     tokens = {"image": image_token, "audio": audio_token}
     waiting = {"image": list(image_features), "audio": list(audio_features)}
@@ -88,7 +97,10 @@ def splice(
                 label = None if target is None else target[start:stop]
                 used += stop - start
             else:
-                part = next(waiting[kind]).to(words)  # [V_i, D]
+                part = next(waiting[kind])
+                if part.shape[1] != words.shape[1]:
+                    raise ValueError(f"{kind} features must be {words.shape[1]} wide, got {list(part.shape)}")
+                part = part.to(words)  # [V_i, D]
                 label = None if target is None else target.new_full(part.shape[:1], IGNORE)
                 if kind == "audio":
                     state = int(next(states))
@@ -111,8 +123,6 @@ def unpadded(rows, mask, count=None):
         return [None] * count
     if mask is None:
         return list(rows)
-    if len(mask) != len(rows):
-        raise ValueError(f"attention_mask has {len(mask)} rows, input_ids or labels have {len(rows)}")
     return [row[kept.bool()] for row, kept in zip(rows, mask)]
 
 
