@@ -361,3 +361,23 @@ def test_gradients_are_recorded_without_a_cache(vita):
     out = learner(ids(7, 8, 9), labels=ids(7, 8, 9))
     out.loss.backward()
     assert out.cache is None and learner.decoder.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_padding_may_be_any_negative_id(vita):
+    mask = torch.tensor([[0, 1, 1]])
+    a, b = (vita(ids(pad, 7, 8), attention_mask=mask).logits[:, 1:] for pad in (0, -100))
+    torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_requests_and_embeddings_that_do_not_fit_are_refused(vita):
+    with pytest.raises(ValueError, match="picture"):
+        vita.respond_batch([{"prompt": "x", "picture": "y"}])
+    with pytest.raises(ValueError, match=f"{WIDTH}"):
+        vita(inputs_embeds=noise(1, 2, WIDTH + 1))
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        vita(ids(IMAGE), images=PICTURE, shared_v_pid_stride=0)
+
+
+def test_ready_embeddings_can_be_asked_about_without_an_ear():
+    deaf = tiny_vita(audio=None)
+    assert isinstance(deaf.respond("what is this", audios=[noise(4, WIDTH)], max_new_tokens=2), str)

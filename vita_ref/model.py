@@ -5,7 +5,7 @@
 Test: ``pytest tests/test_model.py``
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -201,12 +201,17 @@ class Vita(nn.Module):
         if inputs_embeds is not None:
             if images is not None or audios is not None:
                 raise ValueError("images and audios need input_ids with their placeholders, not inputs_embeds")
+            if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.config.decoder.hidden_size:
+                expected = f"[B, S, {self.config.decoder.hidden_size}]"
+                raise ValueError(f"inputs_embeds must be {expected}, got {list(inputs_embeds.shape)}")
             return Inputs(inputs_embeds, attention_mask, position_ids, labels, None)
         c = self.config
         if images is None and audios is None and not isinstance(input_ids, list):
             for kind, token in (("image", c.image_token_index), ("audio", c.audio_token_index)):
                 if not input_ids.is_meta and (count := int((input_ids == token).sum())):
                     raise ValueError(f"the prompt has {count} {kind} placeholders, but 0 {kind}s were given")
+            if attention_mask is not None and attention_mask.shape == input_ids.shape:
+                input_ids = input_ids.where(attention_mask.bool(), input_ids.clamp(min=0))  # padding may be any id
             return Inputs(self.embed(input_ids), attention_mask, position_ids, labels, None)
         if position_ids is not None:
             raise ValueError("position_ids of a spliced prompt are made by the splice and cannot be given")
@@ -431,6 +436,10 @@ class Vita(nn.Module):
 
     def respond_batch(self, requests, **generate_options):
         """The answers to several requests at once (`Request`, or dicts of its fields), each as if it were alone."""
+        known = [f.name for f in fields(Request)]
+        for r in requests:
+            if not isinstance(r, Request) and not set(r) <= set(known):
+                raise ValueError(f"a request has {', '.join(known)}, got {', '.join(map(str, r))}")
         requests = [r if isinstance(r, Request) else Request(**r) for r in requests]
         if not requests:
             return []

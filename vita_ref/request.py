@@ -49,9 +49,11 @@ def prepare(request, config, tokenizer):
     Raises: ValueError for a file that does not open, a part that the checkpoint lacks, placeholders
     that do not match what is given, or nothing to answer.
     """
-    for part, given in (("vision", request.images or request.video is not None), ("audio", request.audios)):
-        if given and getattr(config, part) is None:
-            raise ValueError(f"this checkpoint cannot take {'pictures' if part == 'vision' else 'sounds'}: {lack(config, part)}")
+    heard = [source for source in request.audios if not isinstance(source, torch.Tensor)]  # ready rows need no ear
+    if (request.images or request.video is not None) and config.vision is None:
+        raise ValueError(f"this checkpoint cannot take pictures: {lack(config, 'vision')}")
+    if heard and config.audio is None:
+        raise ValueError(f"this checkpoint cannot take sounds: {lack(config, 'audio')}")
     if tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer (tokenizer.json, vocab.json and merges.txt, or tokenizer.model)")
     frames = [] if request.video is None else load_video(request, config)

@@ -111,7 +111,7 @@ def splice(
             segments.append((kind, end, end + len(part)))
             end += len(part)
         spans = [(a, b) for kind, a, b in segments if kind == "image"]
-        positions = shared_position_ids(spans, end, shared_v_pid_stride or 1).to(row.device)
+        positions = shared_position_ids(spans, end, 1 if shared_v_pid_stride is None else shared_v_pid_stride).to(row.device)
         joined = torch.cat(parts) if parts else words
         built.append((joined, positions, torch.cat(part_labels) if target is not None and parts else target, segments))
     return padded(built, padding_side, max_length)
