@@ -6,7 +6,8 @@ Where the description leaves room, this file varies what it draws: how pointed a
 cross is, and both readings of "radius" (`by_box`).
 
 What flows: a numpy Generator -> `random_scene` -> `picture` (a PIL image that has been through PNG
-or JPEG) and `questions` (every question that the scene allows, with all its right answers).
+or JPEG) and `questions` (every question that the scene allows, with all its right answers). Films
+likewise: `random_clip` gives the scenes of its frames, `clip_questions` what can be asked of them.
 
 Lengths are fractions of the picture's side, x to the right and y down, until `draw` makes pixels.
 
@@ -254,7 +255,42 @@ def random_scene(rng, held_out=False):
     )
 
 
+WAYS = {"Left.": (-1, 0), "Right.": (1, 0), "Up.": (0, -1), "Down.": (0, 1), "It stays still.": (0, 0)}
+
+
+def random_clip(rng, held_out=False):
+    """Four to eight scenes of one or two objects, one of which moves steadily, or none; and which way, as in WAYS."""
+    way, steps = list(WAYS)[rng.integers(5)], int(rng.integers(3, 8))
+    while True:
+        scene = random_scene(rng, held_out)
+        if len(scene.things) > 2:
+            continue
+        mover, *others = scene.things
+        across, down = (rng.uniform(0.2, 0.5) * c for c in WAYS[way])
+        places = [(mover.x + across * i / steps, mover.y + down * i / steps) for i in range(steps + 1)]
+        frames = [replace(scene, things=(replace(mover, x=x, y=y), *others)) for x, y in places]
+        if all(_inside(f.things[0], f.by_box) and all(_fit(f.things[0], o, f.by_box) for o in others) for f in frames):
+            return [replace(f, side=min(f.side, 320), noise_seed=f.noise_seed + i) for i, f in enumerate(frames)], way
+
+
+def _inside(thing, by_box):
+    points = outline(thing, by_box)
+    return points.min() >= GAP and points.max() <= 1 - GAP
+
+
 # Questions
+
+
+def clip_questions(frames, way):
+    """Every question about a clip whose first object moves that way."""
+    still = "It stays still."
+    found = []
+    for i, t in enumerate(frames[0].things):
+        moves = way if i == 0 else still
+        found.append(Question("which way", f"Which way does the {t.name} move?", (moves,), frozenset([t.pair])))
+        if moves != still:
+            found.append(Question("what moves", "What is moving?", (f"The {t.name}.",), frozenset([t.pair])))
+    return found
 
 
 def _a(words):

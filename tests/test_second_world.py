@@ -264,3 +264,29 @@ def test_a_loosened_question_is_still_the_same_question():
     forms = {tool.loosen("What color is the star?", rng) for _ in range(200)}
     assert len(forms) == 12
     assert {f.lower().replace("colour", "color").rstrip("?") for f in forms} == {"what color is the star"}
+
+
+@quick
+@given(seeds)
+def test_a_clip_moves_one_object_one_way_and_the_pixels_show_it(seed):
+    frames, way = world.random_clip(np.random.default_rng(seed), held_out=bool(seed % 2))
+    assert 4 <= len(frames) <= 8 and len({f.things[1:] for f in frames}) == 1
+    middles = []
+    for frame in (frames[0], frames[-1]):
+        rows, columns = np.nonzero(covered(replace(frame, things=frame.things[:1], side=128)))
+        middles.append((columns.mean() / 128, rows.mean() / 128))
+    across, down = np.subtract(*middles[::-1])
+    seen = "It stays still."
+    if max(abs(across), abs(down)) > 0.05:
+        horizontal = abs(across) > abs(down)
+        seen = ("Right." if across > 0 else "Left.") if horizontal else ("Down." if down > 0 else "Up.")
+        assert 0.18 < max(abs(across), abs(down)) < 0.52 and min(abs(across), abs(down)) < 0.02
+    assert seen == way
+
+
+def test_the_questions_about_a_clip_are_those_of_the_page():
+    frames, _ = world.random_clip(np.random.default_rng(4))
+    asked = {q.text: q.answers for q in world.clip_questions(frames, "Up.")}
+    name = frames[0].things[0].name
+    assert asked["What is moving?"] == (f"The {name}.",) and asked[f"Which way does the {name} move?"] == ("Up.",)
+    assert "What is moving?" not in {q.text for q in world.clip_questions(frames, "It stays still.")}

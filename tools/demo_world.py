@@ -50,6 +50,7 @@ class Thing:
     y: float
     radius: float
     angle: float
+    tint: tuple | None = None  # an RGB without a name, in the place of the colour
 
     @property
     def name(self):
@@ -111,6 +112,22 @@ def _background(rng):
     return tuple(rng.randint(215, 255) for _ in "rgb")
 
 
+def odd_colours(scene, rng):
+    """The scene in colours that have no name, none near a kept-out one: shapes are learned apart from colours."""
+    def tint(shape):
+        avoided = [COLOURS[c] for c, s in HELD_OUT if s == shape] + [scene.background]
+        while True:
+            drawn = tuple(rng.randrange(256) for _ in range(3))
+            if all(math.dist(drawn, other) > 90 for other in avoided):
+                return drawn
+    return replace(scene, things=tuple(replace(t, tint=tint(t.shape)) for t in scene.things))
+
+
+def odd_shapes(scene):
+    """The scene with blobs in the place of its shapes: colours are learned apart from shapes."""
+    return replace(scene, things=tuple(replace(t, shape="blob") for t in scene.things))
+
+
 def mirror(scene):
     """The scene as it looks with its pixels flipped left to right."""
     return replace(scene, things=tuple(replace(thing, x=1 - thing.x, angle=-thing.angle) for thing in scene.things))
@@ -118,6 +135,10 @@ def mirror(scene):
 
 def _outline(shape, rng):
     """One of many outlines of a shape, as points around its centre with a radius of about 1; none is lopsided."""
+    if shape == "blob":
+        angles = np.arange(60) * math.tau / 60
+        waves = sum(rng.uniform(0, 0.22) * np.cos(k * angles + rng.uniform(0, math.tau)) for k in range(2, 7))
+        return _polar((1 + waves) * rng.uniform(0.85, 1), angles)
     if shape == "circle":
         return _polar(1, np.arange(80) * math.tau / 80)
     if shape == "square":
@@ -144,6 +165,7 @@ def _outline(shape, rng):
         tangent = math.atan2(d, -c) - math.acos(1 / math.hypot(c, d))
         right = _polar(1, np.linspace(math.acos(c) - math.pi, tangent, 30)) + (c, 0)
         points = np.concatenate([right, [(0, d)], right[::-1] * (-1, 1)])
+    points = points * (rng.uniform(0.82, 1), rng.uniform(0.82, 1))
     low, high = points.min(0), points.max(0)
     return scale * (points - (low + high) / 2) / (high - low).max() * 2
 
@@ -177,7 +199,7 @@ def draw(scene, side, rng):
         reach = thing.radius * np.hypot(*points.T).max()
         points *= thing.radius * min(1, _room(thing, scene) / reach)
         points = (points + (thing.x, thing.y)) * (side * finer) - 0.5  # 0.5: Pillow counts from pixel centres
-        tint = tuple(min(255, max(0, channel + rng.randint(-16, 16))) for channel in COLOURS[thing.color])
+        tint = thing.tint or tuple(min(255, max(0, c + rng.randint(-16, 16))) for c in COLOURS[thing.color])
         canvas.polygon(points.ravel().tolist(), fill=tint)
     image = image.reduce(finer)
     if rng.random() < 0.5:

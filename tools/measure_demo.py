@@ -2,14 +2,17 @@
 
 The pictures come from a renderer that training did not use (`tests/second_world.py`), one group of
 ordinary ones and one of pictures with a kept-out pair of colour and shape, where only questions that
-turn on such an object are asked. An answer counts when it is, to the letter, one that the demo
+turn on such an object are asked. Films come from there too; spoken questions are said by espeak-ng (which
+must be installed) in manners that training did not hear. An answer counts when it is, to the letter, one that the demo
 world's description allows. A section is a generator of `Task` that stands in the list in `main`.
 
 Run: ``python tools/measure_demo.py --pictures 400``. Test: ``pytest tests/test_second_world.py``
 """
 
 import argparse
+import io
 import json
+import random
 import sys
 from functools import partial
 from itertools import islice
@@ -19,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 
 import second_world as world  # from tests/
 
@@ -32,6 +35,7 @@ class Task(NamedTuple):
     details: tuple  # finer rows, which the means leave out
     request: dict  # as `Vita.respond_batch` takes it
     answers: tuple  # all that count as right
+    said: str = ""  # the question, where it is spoken
 
 
 def choose(scenes, held_out, rng):
@@ -76,6 +80,49 @@ def picture_tasks(pictures, seed, loose):
                 if loose:
                     request = request | {"prompt": loosen(question.text, rng)}
                     yield Task(f"{group}, loose", question.kind, details, request, question.answers)
+
+
+def video_tasks(clips, seed):
+    """Questions about clips without and with kept-out pairs, shown as so many pictures."""
+    for held_out, group in enumerate(("ordinary", "kept out")):
+        rng = np.random.default_rng([seed, 2, held_out])
+        for _ in range(clips):
+            frames, way = world.random_clip(rng, bool(held_out))
+            images = [world.picture(frame) for frame in frames]
+            for question in world.clip_questions(frames, way):
+                if not held_out or question.about & world.KEPT_OUT:
+                    details = (f"{question.kind}: {question.answers[0]}" if question.kind == "which way" else "",)
+                    yield Task(group, question.kind, details, {"prompt": question.text, "images": images}, question.answers)
+
+
+def spoken_tasks(pictures, seed):
+    """Spoken questions at speeds and pitches that training lacks: known voices, strange ones, and kept-out pairs."""
+    import demo_speech as speech
+
+    for i, group in enumerate((*speech.GROUPS, "kept-out pairs")):
+        rng, manners, held_out = np.random.default_rng([seed, 3, i]), random.Random(f"{seed} {i}"), i == len(speech.GROUPS)
+        scenes = [world.random_scene(rng, held_out) for _ in range(pictures)]
+        for scene, chosen in zip(scenes, choose(scenes, held_out, rng)):
+            image = world.picture(scene)
+            for question in chosen:
+                manner = speech.manner(manners, speech.GROUPS[0] if held_out else group)
+                new = "sentences new to the ear" if speech.is_kept_out(question.text) else ""
+                request = {"prompt": None, "images": [image], "audios": [recording(question.text, manner, rng)]}
+                yield Task(group, question.kind, (manner.voice.partition("+")[0], new), request, question.answers, question.text)
+
+
+def recording(text, manner, rng):
+    """A wav file, 16 kHz mono, as espeak-ng says it, with a little noise and louder or softer."""
+    import demo_speech as speech
+    import soundfile
+    import soxr
+
+    said, file = speech.speak(text, manner), io.BytesIO()
+    samples = soxr.resample(said.samples, said.rate, 16000) * rng.uniform(0.3, 1)
+    samples += rng.normal(0, rng.uniform(0, 0.005), len(samples))
+    soundfile.write(file, samples.clip(-1, 1), 16000, format="WAV")
+    file.seek(0)
+    return file
 
 
 def examine(tasks, answer_batch, batch_size=64):
@@ -123,7 +170,8 @@ def table(summary):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=ROOT / "weights" / "demo", help="checkpoint folder")
-    parser.add_argument("--pictures", type=int, default=400, help="in each of the two groups")
+    parser.add_argument("--pictures", type=int, default=400, help="in each group; as many clips; spoken a quarter of it")
+    parser.add_argument("--sections", nargs="+", default=["pictures"], choices=["pictures", "video", "spoken"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--loose", action="store_true", help="ask again in other case, as colour, without final mark")
     parser.add_argument("--wrong", type=int, default=0, metavar="N", help="show the first N wrong answers")
@@ -133,7 +181,12 @@ def main():
     from vita_ref import Vita
 
     ask = partial(Vita.from_pretrained(args.model).respond_batch, max_new_tokens=48)
-    sections = {"pictures": picture_tasks(args.pictures, args.seed, args.loose)}
+    sections = {
+        "pictures": picture_tasks(args.pictures, args.seed, args.loose),
+        "video": video_tasks(args.pictures, args.seed),
+        "spoken": spoken_tasks(args.pictures // 4, args.seed),
+    }
+    sections = {name: sections[name] for name in args.sections}
     examined = {name: list(examine(tasks, ask)) for name, tasks in sections.items()}
     summaries = {name: summarise(found) for name, found in examined.items()}
     if args.json:
@@ -142,7 +195,7 @@ def main():
         print("\n".join(f"{name}\n{table(summary)}" for name, summary in summaries.items()))
     wrong = (asked[:2] for found in examined.values() for asked in found if not asked[2])
     for task, answer in islice(wrong, args.wrong):
-        print(f"{task.group}: {task.request['prompt']} {answer!r}, expected {task.answers[0]!r}", file=sys.stderr)
+        print(f"{task.group}: {task.said or task.request['prompt']} {answer!r}, expected {task.answers[0]!r}", file=sys.stderr)
 
 
 if __name__ == "__main__":
