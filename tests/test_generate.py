@@ -88,7 +88,7 @@ def test_the_end_token_stops_the_answer(run, folder, picture):
 
 def test_a_picture_comes_from_standard_input(run, picture, monkeypatch):
     want = run("--image", picture, "--json", "--max-new-tokens", 4)[1]
-    data = io.BytesIO(open(picture, "rb").read())
+    data = io.BytesIO(Path(picture).read_bytes())
     monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": data})())
     got = run("--image", "-", "--json", "--max-new-tokens", 4)[1]
     assert json.loads(got)["token_ids"] == json.loads(want)["token_ids"]

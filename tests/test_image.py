@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from vita_ref.image import IMAGENET_MEAN, IMAGENET_STD, load_square, load_tiles, open_image, tile_grid
+from vita_ref.image import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    load_square,
+    load_tiles,
+    open_image,
+    tile_grid,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "cases"
 few = settings(max_examples=40, deadline=None)

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vita_ref.sampling import check_options, filter_top_k, filter_top_p, repetition_penalty, sample
+from vita_ref.sampling import (
+    check_options,
+    filter_top_k,
+    filter_top_p,
+    repetition_penalty,
+    sample,
+)
 
 few = settings(max_examples=40, deadline=None)
 rows = st.lists(st.lists(st.integers(-40, 40), min_size=7, max_size=7), min_size=1, max_size=3)

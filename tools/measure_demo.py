@@ -92,7 +92,8 @@ def video_tasks(clips, seed):
             for question in world.clip_questions(frames, way):
                 if not held_out or question.about & world.KEPT_OUT:
                     details = (f"{question.kind}: {question.answers[0]}" if question.kind == "which way" else "",)
-                    yield Task(group, question.kind, details, {"prompt": question.text, "images": images}, question.answers)
+                    request = {"prompt": question.text, "images": images}
+                    yield Task(group, question.kind, details, request, question.answers)
 
 
 def spoken_tasks(pictures, seed):
@@ -100,15 +101,17 @@ def spoken_tasks(pictures, seed):
     import demo_speech as speech
 
     for i, group in enumerate((*speech.GROUPS, "kept-out pairs")):
-        rng, manners, held_out = np.random.default_rng([seed, 3, i]), random.Random(f"{seed} {i}"), i == len(speech.GROUPS)
+        rng, manners = np.random.default_rng([seed, 3, i]), random.Random(f"{seed} {i}")
+        held_out = i == len(speech.GROUPS)
         scenes = [world.random_scene(rng, held_out) for _ in range(pictures)]
         for scene, chosen in zip(scenes, choose(scenes, held_out, rng)):
             image = world.picture(scene)
             for question in chosen:
                 manner = speech.manner(manners, speech.GROUPS[0] if held_out else group)
                 new = "sentences new to the ear" if speech.is_kept_out(question.text) else ""
+                details = (manner.voice.partition("+")[0], new)
                 request = {"prompt": None, "images": [image], "audios": [recording(question.text, manner, rng)]}
-                yield Task(group, question.kind, (manner.voice.partition("+")[0], new), request, question.answers, question.text)
+                yield Task(group, question.kind, details, request, question.answers, question.text)
 
 
 def recording(text, manner, rng):
@@ -170,7 +173,7 @@ def table(summary):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=ROOT / "weights" / "demo", help="checkpoint folder")
-    parser.add_argument("--pictures", type=int, default=400, help="in each group; as many clips; spoken a quarter of it")
+    parser.add_argument("--pictures", type=int, default=400, help="in each group; as many clips; a quarter, spoken")
     parser.add_argument("--sections", nargs="+", default=["pictures"], choices=["pictures", "video", "spoken"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--loose", action="store_true", help="ask again in other case, as colour, without final mark")
@@ -195,7 +198,8 @@ def main():
         print("\n".join(f"{name}\n{table(summary)}" for name, summary in summaries.items()))
     wrong = (asked[:2] for found in examined.values() for asked in found if not asked[2])
     for task, answer in islice(wrong, args.wrong):
-        print(f"{task.group}: {task.said or task.request['prompt']} {answer!r}, expected {task.answers[0]!r}", file=sys.stderr)
+        question = task.said or task.request["prompt"]
+        print(f"{task.group}: {question} {answer!r}, expected {task.answers[0]!r}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,12 @@ from vita_ref.vision import Projector, VisionTower
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 IMAGE, ROW = -200, 90  # the placeholder; columns of a packed row
+PREFIXES = {
+    "vision": "model.vision_tower.vision_tower.",
+    "projector": "model.mm_projector.",
+    "decoder": "model.",
+    "audio": "model.audio_encoder.",
+}
 KINDS = {  # how often a question of each kind is put to a picture, relative to the others
     "describe": 3, "where": 3, "left_right": 4, "above_below": 4, "count_shape": 1.5, "count_color": 1.5,
     "count": 0.7, "exists": 2, "size": 1.2, "color": 1, "shape": 1,
@@ -35,8 +41,6 @@ KINDS = {  # how often a question of each kind is put to a picture, relative to 
 
 class Model(nn.Module):
     """The parts of Vita under the names of its checkpoint prefixes, and a head for patches."""
-
-    PREFIXES = {"vision": "model.vision_tower.vision_tower.", "projector": "model.mm_projector.", "decoder": "model."}
 
     def __init__(self, config):
         super().__init__()
@@ -64,9 +68,9 @@ class Model(nn.Module):
     def save(self, folder, config):
         """Writes what `Vita.from_pretrained` reads, in bfloat16."""
         tensors = {}
-        for part, prefix in self.PREFIXES.items():
-            for name, p in getattr(self, part).state_dict().items():
-                own = name if name.startswith("lm_head") else prefix + name
+        for part, module in self.named_children():
+            for name, p in module.state_dict().items() if part in PREFIXES else ():
+                own = name if name.startswith("lm_head") else PREFIXES[part] + name
                 tensors[own] = p.detach().to(torch.bfloat16).contiguous()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(config.to_json())
@@ -219,15 +223,14 @@ class Packer:
 
     def row(self, images, pairs):
         """One row: the pictures' places, then as many pairs as fit."""
-        ids, segment = [self.user] + [IMAGE] * images, 0
+        ids = [self.user] + [IMAGE] * images
         labels, segments, positions = [-100] * len(ids), [0] * len(ids), list(range(len(ids)))
-        for question, answer in pairs:
+        for segment, (question, answer) in enumerate(pairs, 1):
             asked = [*self.ids(world.vary(question, self.rng)), self.assistant]
             answered = [*self.ids(answer), self.end]
             n = len(asked) + len(answered)
             if len(ids) + n > ROW + images:
                 break
-            segment += 1
             positions += range(images + 1, images + 1 + n)
             ids, labels, segments = ids + asked + answered, labels + [-100] * len(asked) + answered, segments + [segment] * n
         return ids, labels, positions, segments
@@ -299,9 +302,9 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("weights/demo"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=60000)
-    parser.add_argument("--eye-steps", type=int, default=2000)
-    parser.add_argument("--decoder-steps", type=int, default=3000)
-    parser.add_argument("--joint-steps", type=int, default=2000)
+    parser.add_argument("--eye-steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=6000)
+    parser.add_argument("--joint-steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()

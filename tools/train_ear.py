@@ -46,8 +46,6 @@ OUT_OF_SOUND = -100  # the label of padding
 class Listener(Model):
     """The demo's model and an ear, and what scores its rows against words: a row for silence, how near is near."""
 
-    PREFIXES = Model.PREFIXES | {"audio": "model.audio_encoder."}
-
     def __init__(self, config):
         super().__init__(config)
         self.audio = AudioEncoder(config.audio, config.decoder.hidden_size)
