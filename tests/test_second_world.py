@@ -69,7 +69,8 @@ def test_objects_lie_inside_and_do_not_touch(seed):
         # all of it is there: an object in the middle of a larger picture covers as much
     for t, found in zip(scene.things, alone):
         middle = replace(scene, things=(replace(t, x=0.5, y=0.5),))
-        assert covered(middle).sum() == pytest.approx(found.sum(), rel=0.06)
+        edge = 2.5 * found.sum() ** 0.5  # where a pixel's centre falls: about half a pixel along the outline
+        assert abs(int(covered(middle).sum()) - int(found.sum())) <= edge
 
 
 @quick
