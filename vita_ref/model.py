@@ -210,8 +210,9 @@ class Vita(nn.Module):
             for kind, token in (("image", c.image_token_index), ("audio", c.audio_token_index)):
                 if not input_ids.is_meta and (count := int((input_ids == token).sum())):
                     raise ValueError(f"the prompt has {count} {kind} placeholders, but 0 {kind}s were given")
-            if attention_mask is not None and attention_mask.shape == input_ids.shape and not input_ids.is_meta:
-                input_ids = input_ids.where(attention_mask.bool(), input_ids.clamp(min=0))  # padding may be any id
+            if attention_mask is not None and attention_mask.device == input_ids.device and not input_ids.is_meta:
+                real = attention_mask[:, -input_ids.shape[1] :].bool()
+                input_ids = input_ids.where(real, input_ids.clamp(min=0))  # padding may be any id
             return Inputs(self.embed(input_ids), attention_mask, position_ids, labels, None)
         if position_ids is not None:
             raise ValueError("position_ids of a spliced prompt are made by the splice and cannot be given")
