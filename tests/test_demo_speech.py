@@ -52,17 +52,19 @@ def test_an_unknown_voice_is_refused():
 
 
 def test_speed_and_pitch_do_what_they_say():
-    slow, fast, high = (
-        speech.speak("Where is the pink heart?", speech.Manner("en-us", *how)).samples
-        for how in ((120, 50), (220, 50), (120, 80))
-    )
-    assert len(slow) > 1.4 * len(fast)
+    texts = ("Where is the pink heart?", "How many objects are there?", "What color is the star?")
+
+    def said(*how):
+        return [speech.speak(text, speech.Manner("en-us", *how)).samples for text in texts]
 
     def period(samples):  # where the sound is most like itself, between 300 and 88 Hz
         likeness = np.fft.irfft(np.abs(np.fft.rfft(samples, 2 * len(samples))) ** 2)
         return 73 + likeness[73:250].argmax()
 
-    assert period(high) < 0.9 * period(slow)
+    slow, fast, high = said(120, 50), said(220, 50), said(120, 80)
+    assert all(len(a) > 1.4 * len(b) for a, b in zip(slow, fast))
+    # one sentence's peak may be a multiple of its period, the middle one of three is not
+    assert np.median([period(x) for x in high]) < 0.9 * np.median([period(x) for x in slow])
 
 
 def test_words_are_found_where_they_are_said():
