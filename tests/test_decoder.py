@@ -14,11 +14,11 @@ from vita_ref.config import DecoderConfig
 from vita_ref.decoder import (
     MLP,
     Decoder,
+    QUERIES,
     Mask,
     RMSNorm,
     attend,
     attention_weights,
-    causal_mask,
     next_token_loss,
     rope_angles,
     rotate,
@@ -392,7 +392,7 @@ def test_both_ways_of_attention_agree_with_repeated_keys(groups, each, past, new
     q = torch.randn(2, groups * each, new, 6, generator=source(seed))
     k, v = torch.randn(2, 2, groups, past + new, 6, generator=source(seed + 1))
     real = torch.rand(2, past + new, generator=source(seed)) < 0.6 if some_padded else torch.ones(2, past + new).bool()
-    mask = causal_mask(real if some_padded else None, past, new)
+    mask = Mask(past, real if some_padded else None)
     allowed = torch.zeros(2, 1, new, past + new, dtype=torch.bool)
     for i in range(new):  # up to itself, no padding but itself
         for t in range(past + i + 1):
@@ -400,16 +400,33 @@ def test_both_ways_of_attention_agree_with_repeated_keys(groups, each, past, new
     weights, want = slow_attention(q, k, v, allowed)
     assert off(attend(q, k, v, mask), want) < 1e-5
     assert off(attention_weights(q, k, mask), weights) < 1e-5
+    with patch("vita_ref.decoder.QUERIES", 2):  # a mask for two queries at a time
+        assert off(attend(q, k, v, mask), want) < 1e-5
+        assert off(attend(q, k, v, Mask(allowed=allowed)), want) < 1e-5
+
+
+def test_a_long_padded_prompt_never_makes_a_mask_of_all_its_queries():
+    s = 2 * QUERIES + 3
+    q, k, real = torch.randn(1, 2, s, 4), torch.randn(1, 1, s, 4), torch.arange(s)[None] >= 5
+    made, rows = [], Mask.rows
+
+    def counted(mask, *where):
+        made.append(rows(mask, *where))
+        return made[-1]
+
+    with patch.object(Mask, "rows", counted):
+        attend(q, k, k, Mask(0, real))
+    assert [mask.shape[2:] for mask in made] == [(QUERIES, QUERIES), (QUERIES, 2 * QUERIES), (3, s)]
 
 
 def test_masks_look_like_this():
     behind_two = [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert causal_mask(None, 2, 2).allowed[0, 0].int().tolist() == behind_two
+    assert Mask(2).rows(0, 2)[0, 0].int().tolist() == behind_two
     left_padded = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
-    assert causal_mask(torch.tensor([[0, 1, 1, 1]]).bool(), 0, 4).allowed[0, 0].int().tolist() == left_padded
+    assert Mask(0, torch.tensor([[0, 1, 1, 1]]).bool()).rows(0, 4)[0, 0].int().tolist() == left_padded
     right_padded = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
-    assert causal_mask(torch.tensor([[1, 1, 0, 0]]).bool(), 0, 4).allowed[0, 0].int().tolist() == right_padded
-    assert causal_mask(None, 0, 3) == Mask(None, True)
+    assert Mask(0, torch.tensor([[1, 1, 0, 0]]).bool()).rows(0, 4)[0, 0].int().tolist() == right_padded
+    assert Mask(5).rows(0, 1) is None and Mask().rows(0, 3) is None
 
 
 def test_keys_and_values_are_not_copied_for_every_query_head():
@@ -417,15 +434,15 @@ def test_keys_and_values_are_not_copied_for_every_query_head():
     with patch("torch.Tensor.repeat_interleave", side_effect=AssertionError), patch(
         "torch.repeat_interleave", side_effect=AssertionError
     ):
-        attend(q, k, k, causal_mask(None, 2, 3))
-        attend(q[:, :, :1], k, k, causal_mask(None, 4, 1))
-        attention_weights(q, k, causal_mask(None, 2, 3))
+        attend(q, k, k, Mask(2))
+        attend(q[:, :, :1], k, k, Mask(4))
+        attention_weights(q, k, Mask(2))
 
 
 def test_float16_scores_that_fit_after_scaling_do_not_overflow_before_it():
     q, k = torch.full((1, 6, 3, 128), 40.0).half(), torch.full((1, 2, 3, 128), 40.0).half()
     want = torch.ones(3, 3).tril() / torch.arange(1, 4)[:, None]
-    assert off(attention_weights(q, k, causal_mask(None, 0, 3))[0, 5], want) < 1e-3
+    assert off(attention_weights(q, k, Mask(0))[0, 5], want) < 1e-3
 
 
 # ---- full sizes without memory

@@ -51,7 +51,7 @@ def test_a_bias_is_kept_and_leading_dimensions_come_back():
 def test_only_the_decoders_matrices_become_int8():
     plain, small = (Vita.from_pretrained(GOLDEN, quantize=q) for q in (None, "int8"))
     rounded = {n for n, m in small.named_modules() if type(m) is Int8Linear}
-    assert rounded == {n for n, m in plain.decoder.named_modules(prefix="decoder") if type(m) is nn.Linear}
+    assert rounded == {n for n, m in plain.decoder.named_modules(prefix="decoder") if isinstance(m, nn.Linear)}
     assert small.decoder.embed_tokens.weight.equal(plain.decoder.embed_tokens.weight)
     assert small.decoder.layers[0].self_attn.q_proj.bias.equal(plain.decoder.layers[0].self_attn.q_proj.bias)
     ids = torch.arange(1, 12)[None]

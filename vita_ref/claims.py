@@ -34,7 +34,7 @@ from types import SimpleNamespace
 
 import torch
 
-from . import audio, fbank, image, quant, sampling, video, vocoder
+from . import audio, fbank, image, linear, quant, sampling, video, vocoder
 from .config import (
     AudioConfig,
     CodecConfig,
@@ -56,6 +56,7 @@ NAMES = {  # letters as integers at hand that are not called so: in a file, or i
     "decoder": {"H": "heads", "G": "groups"},
     "decoder.next_token_loss": {"B": "labels.shape[0]", "S": "labels.shape[1]"},
     "image.load_tiles": {"R": "rows", "C": "columns", "E": "tile"},
+    "linear": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
     "model.audio_features": {"T": "longest"},
     "model.generate": {"B": "len(x.embeds)", "G": "len(written)"},
     "model.spoken_pieces": {"S": "len(ids)"},
@@ -326,6 +327,11 @@ def work(config):
     for dtype in (torch.float32, torch.bfloat16):
         weight, scale = quant.quantize(torch.randn(32, 64))
         quant.int8_linear(torch.randn(2, 3, 64, dtype=dtype), weight, scale, torch.zeros(32, dtype=dtype))
+    weight = torch.randn(204, 500)  # large enough to be tried in every way
+    for rows in (2, 3):
+        linear.linear(torch.randn(1, rows, 500), weight, torch.zeros(204))
+        for way in linear.ways(weight):
+            way(torch.randn(rows, 500), weight)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "global_cmvn"
         file.write_text(json.dumps({"mean_stat": [1.0] * bins, "var_stat": [9.0] * bins, "frame_num": 3}))

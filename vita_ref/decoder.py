@@ -19,16 +19,38 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache import KVCache
+from .linear import Linear, linear
 
 
 class Mask(NamedTuple):
-    """Which keys a query may see: ``allowed`` [B or 1, 1, S, T] bool if given, else by ``causal``."""
+    """Which keys a query may see: those up to itself that are real, or all, or what ``allowed`` says.
 
-    allowed: torch.Tensor | None
-    causal: bool
+        past 2, new 2, all real:   1 1 1 0
+                                   1 1 1 1
+
+    A padding column sees itself too, so that no row of the softmax is empty; nothing else sees padding.
+    """
+
+    past: int | None = None  # columns before the first query; None: no order, every query sees every key
+    real: torch.Tensor | None = None  # which columns are no padding, [B, T] bool; None: all
+    allowed: torch.Tensor | None = None  # in the place of both, [B, 1, S, T] bool
+
+    def rows(self, start, stop, device=None):
+        """What the queries from ``start`` up to ``stop`` see: [B or 1, 1, n, T] bool, T ending with the last; None: all."""
+        if self.allowed is not None:
+            return self.allowed[:, :, start:stop]
+        if self.past is None or self.real is None and stop - start == 1:
+            return None
+        columns = torch.arange(self.past + stop, device=device)  # [T]
+        queries = columns[self.past + start :, None]  # [S, 1]
+        if self.real is None:
+            return (columns <= queries)[None, None]
+        allowed = (columns <= queries) & self.real[:, None, : len(columns)] | (columns == queries)  # [B, S, T]
+        return allowed[:, None]
 
 
-SEE_ALL = Mask(None, False)
+SEE_ALL = Mask()
+QUERIES = 512  # a mask is made for so many queries at a time: for 16,384 at once it would be 256 MB a row of the batch
 
 
 class DecoderOutput(NamedTuple):
@@ -74,36 +96,26 @@ def rotate(x, angles):
     return turned.to(x.dtype)
 
 
-def causal_mask(real, past, new, device=None):
-    """What the ``new`` columns behind ``past`` others may see: the real ones up to themselves.
-
-    A padding column sees itself too, so that no row of the softmax is empty; nothing sees padding.
-    Shapes: real [B, T] bool or None (no padding) -> Mask.
-
-        past 2, new 2, all real:   1 1 1 0
-                                   1 1 1 1
-    """
-    if real is None and (past == 0 or new == 1):
-        return Mask(None, causal=new > 1)
-    columns = torch.arange(past + new, device=device)  # [T]
-    queries = columns[past:, None]  # [S, 1]
-    if real is None:
-        return Mask((columns <= queries)[None, None], False)
-    allowed = (columns <= queries) & real[:, None] | (columns == queries)  # [B, S, T]
-    return Mask(allowed[:, None], False)
-
-
 def attend(q, k, v, mask):
     """Softmax attention in which H / G query heads share a key/value head, without copying keys and values.
 
     Shapes: q [B, H, S, K], k and v [B, G, T, K] -> [B, H, S, K].
     """
     heads, groups = q.shape[1], k.shape[1]
-    if q.shape[2] == 1:  # one query: the heads that share keys stand in the place of positions
-        q = q.reshape(q.shape[0], groups, heads // groups, q.shape[3])  # [B, G, H/G, K]
-        out = F.scaled_dot_product_attention(q, k, v, mask.allowed)  # [B, G, H/G, K]
-        return out.reshape(out.shape[0], heads, 1, out.shape[3])
-    return F.scaled_dot_product_attention(q, k, v, mask.allowed, is_causal=mask.causal, enable_gqa=heads != groups)
+    b, s, grouped = len(q), q.shape[2], heads != groups
+    if s == 1:  # one query: the heads that share keys stand in the place of positions
+        q = q.reshape(b, groups, heads // groups, q.shape[3])  # [B, G, H/G, K]
+        out = F.scaled_dot_product_attention(q, k, v, mask.rows(0, 1, q.device))  # [B, G, H/G, K]
+        return out.reshape(b, heads, 1, out.shape[3])
+    if mask.past == 0 and mask.real is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    parts = []
+    for start in range(0, s, QUERIES):
+        stop = min(start + QUERIES, s)
+        end = k.shape[2] if mask.past is None else mask.past + stop
+        few, allowed = q[:, :, start:stop], mask.rows(start, stop, q.device)
+        parts.append(F.scaled_dot_product_attention(few, k[:, :, :end], v[:, :, :end], allowed, enable_gqa=grouped))
+    return torch.cat(parts, 2)
 
 
 def attention_weights(q, k, mask):
@@ -114,9 +126,7 @@ def attention_weights(q, k, mask):
     b, heads, s, size = q.shape
     grouped = q.reshape(b, k.shape[1], -1, size) * size**-0.5  # [B, G, H/G*S, K]; scaled before float16 overflows
     scores = (grouped @ k.mT).reshape(b, heads, s, k.shape[2])  # [B, H, S, T]
-    allowed = mask.allowed
-    if allowed is None and mask.causal:
-        allowed = torch.ones(s, s, dtype=torch.bool, device=q.device).tril()  # [S, S]
+    allowed = mask.rows(0, s, q.device)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)  # [B, H, S, T]
     return scores.float().softmax(-1).to(q.dtype)
@@ -129,10 +139,10 @@ class Attention(nn.Module):
         super().__init__()
         d, size = config.hidden_size, config.head_dim
         self.head_dim = size
-        self.q_proj = nn.Linear(d, config.num_attention_heads * size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * size, d, bias=False)
+        self.q_proj = Linear(d, config.num_attention_heads * size, bias=config.attention_bias)
+        self.k_proj = Linear(d, config.num_key_value_heads * size, bias=config.attention_bias)
+        self.v_proj = Linear(d, config.num_key_value_heads * size, bias=config.attention_bias)
+        self.o_proj = Linear(config.num_attention_heads * size, d, bias=False)
 
     def forward(self, x, angles, mask, store=None, want_weights=False):
         """``store(k, v)`` puts new keys and values behind the cached ones and gives them all."""
@@ -158,9 +168,9 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x):
         hidden = F.silu(self.gate_proj(x)) * self.up_proj(x)  # [B, S, F]
@@ -230,7 +240,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(
         self,
@@ -262,11 +272,11 @@ class Decoder(nn.Module):
                 raise ValueError("a [B, S, S] attention_mask needs position_ids and takes no cache")
             if attention_mask.shape != (b, s, s):
                 raise ValueError(f"attention_mask must be [{b}, {s}, {s}], got {list(attention_mask.shape)}")
-            new, mask = None, Mask(attention_mask[:, None].bool(), False)
+            new, mask = None, Mask(allowed=attention_mask[:, None].bool())
         else:
             new = new_columns(attention_mask, b, s, cache)
             past = cache.length if cache is not None else 0
-            mask = causal_mask(known_columns(new, b, s, cache), past, s, inputs_embeds.device)
+            mask = Mask(past, known_columns(new, b, s, cache))
         if position_ids is None:
             start = cache.next_positions if cache is not None else 0
             position_ids = count_positions(new, start, b, s, inputs_embeds.device)  # [B, S]
@@ -290,7 +300,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden):
         """The head alone. Shapes: [..., D] -> [..., V]."""
-        return F.linear(hidden, self.embed_tokens.weight) if self.config.tie_word_embeddings else self.lm_head(hidden)
+        return linear(hidden, self.embed_tokens.weight) if self.config.tie_word_embeddings else self.lm_head(hidden)
 
     def new_cache(self, batch_size, max_length=None):
         """An empty cache of this decoder's sizes, on its device and in its dtype."""

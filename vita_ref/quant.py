@@ -51,7 +51,7 @@ class Int8Linear(nn.Module):
 
 def int8_linears(decoder):
     """Replaces every linear map in a decoder's layers, and its head, by an `Int8Linear` to be filled."""
-    found = [(owner, name) for owner in decoder.modules() for name, m in owner.named_children() if type(m) is nn.Linear]
+    found = [(owner, name) for owner in decoder.modules() for name, m in owner.named_children() if isinstance(m, nn.Linear)]
     for owner, name in found:
         setattr(owner, name, Int8Linear(getattr(owner, name)))
 

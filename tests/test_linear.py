@@ -1,0 +1,99 @@
+"""Products of few rows: every way gives what the plain one gives, and the quickest is kept."""
+
+import time
+from unittest.mock import patch
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from vita_ref.linear import LARGE, Linear, columns, linear, plain, product, ways
+
+LOOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 16),
+    inputs=st.integers(1, 33),
+    outputs=st.integers(1, 29),
+    dtype=st.sampled_from(list(LOOSE)),
+    seed=st.integers(0, 99),
+)
+def test_every_way_gives_the_same_product(rows, inputs, outputs, dtype, seed):
+    g = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(rows, inputs, generator=g).to(dtype), torch.randn(outputs, inputs, generator=g).to(dtype)
+    want = x.double() @ weight.double().T
+    for way in ways(weight):
+        out = way(x, weight)
+        assert out.shape == (rows, outputs) and out.dtype == dtype and out.is_contiguous(), way
+        assert (out - want).abs().max() <= LOOSE[dtype] * (1 + want.abs().max()), way
+
+
+def large(rows=2, inputs=500, outputs=None):
+    outputs = outputs or LARGE // inputs + 3
+    return torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+
+
+def test_all_ways_are_tried_and_the_quickest_is_kept():
+    x, weight, _ = large()
+    want, used = x @ weight.T, []
+
+    def slow(rows, weight):
+        used.append("slow")
+        time.sleep(0.01)
+        return plain(rows, weight)
+
+    def quick(rows, weight):
+        used.append("quick")
+        return columns(rows, weight)
+
+    with patch.multiple("vita_ref.linear", _times={}, _chosen={}, plain=slow, ways=lambda weight: [slow, quick]):
+        for _ in range(20):
+            assert (product(x, weight) - want).abs().max() < 1e-3
+    assert used[10:] == ["quick"] * 10 and sorted(used[:10]) == ["quick"] * 5 + ["slow"] * 5
+
+
+def test_the_plain_way_stays_unless_it_is_beaten_clearly():
+    x, weight, _ = large()
+    clock = iter(range(10_000))  # every product takes one tick
+    chosen = {}
+    with (
+        patch.multiple("vita_ref.linear", _times={}, _chosen=chosen),
+        patch("vita_ref.linear.time.perf_counter", lambda: next(clock)),
+    ):
+        for _ in range(40):
+            product(x, weight)
+    assert list(chosen.values()) == [plain]
+
+
+def test_many_rows_small_matrices_and_training_take_the_plain_way():
+    x, weight, bias = large()
+    many, small, learning = large(rows=17), (x, weight[:5], bias[:5]), (x, weight.clone().requires_grad_(), bias)
+    with patch("vita_ref.linear.product", side_effect=AssertionError):
+        for given_x, given_weight, given_bias in (many, small, learning):
+            assert linear(given_x, given_weight, given_bias).equal(F.linear(given_x, given_weight, given_bias))
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert linear(x, weight, bias).equal(F.linear(x, weight, bias))
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def test_the_module_keeps_leading_dimensions_and_the_bias():
+    x, weight, bias = large(rows=6)
+    module = Linear(weight.shape[1], len(weight)).requires_grad_(False)
+    module.weight.copy_(weight)
+    module.bias.copy_(bias)
+    want = F.linear(x, weight, bias).view(2, 3, -1)
+    for _ in range(30):  # through every way
+        assert (module(x.view(2, 3, -1)) - want).abs().max() < 1e-3
+
+
+def test_onednn_is_as_it_was_afterwards():
+    x, weight, _ = large(rows=1)
+    before = torch.backends.mkldnn.enabled
+    for way in ways(weight):
+        way(x, weight)
+    assert torch.backends.mkldnn.enabled == before
