@@ -1,8 +1,8 @@
 """Safetensors folders into a module that was built on the meta device: exact names, exact shapes, one copy.
 
-A table of prefixes says where the checkpoint keeps each part of the module. Every file is memory-mapped,
-its tensors are copied out one by one in the wanted dtype, and the map is let go: the peak is the weights
-and a page or two. What is missing, surplus or misshapen is told in one error, before anything is read.
+A table of prefixes says where the checkpoint keeps each part of the module. Files are memory-mapped, their
+tensors are copied out one by one in the wanted dtype, and the map is let go every 64 MB: the peak
+is the weights and that. What is missing, surplus or misshapen is told in one error, before anything is read.
 
 Test: ``pytest tests/test_checkpoint.py``
 """
@@ -15,6 +15,7 @@ from torch import nn
 
 _INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names listed of each kind of fault
+_MAPPED = 2**26  # bytes read through one map: pages that were read count as memory until it is let go
 
 
 def locate(folder):
@@ -123,14 +124,26 @@ def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=p
     wanted = [n for n in files if n in names]
     done = 0
     for file in sorted({files[n] for n in wanted}):
-        with safe_open(file, framework="pt") as opened:
-            for name in (n for n in wanted if files[n] == file):
-                stored = opened.get_tensor(name)
-                kind = dtype if stored.is_floating_point() and dtype is not None else stored.dtype
-                tensor = stored.to(device, kind, copy=True)
-                path, _, leaf = names[name].rpartition(".")
-                assign(module.get_submodule(path), leaf, tensor)
-                done += 1
-                if progress:
-                    progress(done, len(wanted))
+        for name, stored in tensors(file, [n for n in wanted if files[n] == file]):
+            kind = dtype if stored.is_floating_point() and dtype is not None else stored.dtype
+            path, _, leaf = names[name].rpartition(".")
+            assign(module.get_submodule(path), leaf, stored.to(device, kind, copy=True))
+            del stored  # or its map would stay beside the next one
+            done += 1
+            if progress:
+                progress(done, len(wanted))
     return module
+
+
+def tensors(file, names):
+    """Names and tensors of a file one by one, each to be copied before the next is asked for."""
+    names = list(names)
+    while names:
+        read = 0
+        with safe_open(file, framework="pt") as opened:
+            while names and read < _MAPPED:
+                name = names.pop(0)
+                stored = opened.get_tensor(name)
+                read += stored.nbytes
+                yield name, stored
+                del stored
