@@ -12,7 +12,7 @@ from claims_run import FOUR, SEVEN, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vita_ref import VitaConfig
+from vita_ref import VitaConfig, spoken
 
 DOCUMENTED = VitaConfig.preset("documented")
 BY_NAME = {q.name: q for q in QUANTITIES}
@@ -55,6 +55,10 @@ def test_the_register_is_a_register(checked):
         (1870, "2128", "holds", str(18 + 2 * (1 + 32 * 32) + 60)),
         (891, "[1, 58]", "holds", "[1, 58]"),
         (964, "[32, 109]", "wrong", f"[32, {8 + 1025}]"),
+        (35, "[B, T_audio]", "holds", f"[4, {40 * 600}]"),
+        (44, "decoder layers", "contradicts itself", "text"),
+        (792, "a name", "wrong", "codes"),
+        (816, "features", "wrong", "audio"),
     ],
 )
 def test_well_known_figures_come_out_as_by_hand(checked, line, says, verdict, value):
@@ -97,6 +101,45 @@ def test_code_that_has_changed_fails():
 
 
 @pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        ("what speech is made from", "text and decoder layers"),
+        ("what speech features are made from", "text"),
+        ("stage that the voice enters", "features"),
+        ("stage that the speed enters", "features"),
+        ("speed unless another is given", 2.0),
+        ("what a speed is to the sound", "no multiplier"),
+    ],
+)
+def test_a_speaker_that_works_otherwise_is_noticed(name, truth, monkeypatch):
+    run = Run(DOCUMENTED)
+    vita, stream, speak = run.speaker, run.speaker.speech.stream, run.speaker.speak_stream
+
+    def hidden_states(rows, **options):
+        return stream(vita.decoder(rows[None]).last_hidden_state[0], **options)
+
+    def tokens_by_option(text, voice=None, speed=1.0, **options):
+        return speak(text, **options, penalty_window=0 if voice is None and speed == 1 else 5, penalty=9.0)
+
+    def quick(text, speed=2.0, **options):
+        return speak(text, speed=speed, **options)
+
+    def slow_for_fast(text, speed=1.0, **options):
+        return speak(text, speed=1 / speed, **options)
+
+    owner, attribute, planted = {
+        "what speech is made from": (vita.speech, "stream", hidden_states),
+        "what speech features are made from": (spoken, "prepare_text", str),
+        "speed unless another is given": (vita, "speak_stream", quick),
+        "what a speed is to the sound": (vita, "speak_stream", slow_for_fast),
+    }.get(name, (vita, "speak_stream", tokens_by_option))
+    monkeypatch.setattr(owner, attribute, planted)
+    with torch.inference_mode():
+        assert BY_NAME[name].truth(run) == truth
+        assert check([BY_NAME[name]], run)[1]
+
+
+@pytest.mark.parametrize(
     ("recorded", "found"),
     [
         ({"holds": {5: 1}}, ["holds"]),
@@ -122,6 +165,15 @@ def test_the_cpu_splice_counts_what_the_meta_pass_has(run):
         assert run.counted.attention_mask.shape == run.inputs(FOUR).mask.shape
         assert run.counted.lengths.tolist() == run.lengths(FOUR)
         assert run.inputs(SEVEN).embeds.shape == (7, max(run.lengths(SEVEN)), 4096)
+
+
+def test_the_stages_of_speech_stand_on_one_another(run):
+    with torch.inference_mode():
+        made, speaker = run.say(), run.speaker
+        rows = speaker.embed(made["text"])
+        assert bytes(made["text"].tolist()) == b"I see three stars."
+        assert list(speaker.speech.tokens(rows, max_tokens=20)) == made["features"].tolist()
+        assert speaker.speech.vocode(made["features"]).equal(made["audio"])
 
 
 def test_json_has_the_claims_of_one_verdict_and_all_counts(checked, monkeypatch, capsys):

@@ -2,9 +2,10 @@
 
 Every shape, length, amount of memory and count of parameters in the document is a claim. Those about one
 quantity stand together, with the way to find the truth (``r`` is a `claims_run.Run`) and the verdict
-that was found. The document itself is not here: only its figures and line numbers are. Left out are
-times, sampling options, line ranges of upstream's files, and what has no counterpart in the
-``documented`` preset: speech ([B, T_audio], line 35) and an id for <video> (line 385).
+that was found. What the document says about speech in words (what it is made from, at which stage an
+option enters) stands with them. The document itself is not here: only its figures and line numbers are.
+Left out are times, sampling options, line ranges of upstream's files, and an id for <video> (line 385),
+which has no counterpart in the ``documented`` preset.
 
 What depends on a tokenizer is taken from the document and marked as given: no tokenizer is asked.
 
@@ -30,8 +31,9 @@ from claims_run import (
 )
 from torch.nn import Parameter
 
-# What the document's letters are in its batch of four; S_out are the 100 new tokens that it asks for.
-LETTERS = {"B": 4, "S": 1091, "S-1": 1090, "B*(S-1)": 4360, "V": 151936, "T'": 60, "S_out": 100}
+# What the document's letters are in its batch of four; S_out are the 100 new tokens that it asks for,
+# T_audio are the samples of a second of speech.
+LETTERS = {"B": 4, "S": 1091, "S-1": 1090, "B*(S-1)": 4360, "V": 151936, "T'": 60, "S_out": 100, "T_audio": 24000}
 
 
 @dataclass(frozen=True)
@@ -475,4 +477,41 @@ QUANTITIES = [
         wrong={"[32, 110]": 1018},
         note="one pass over 9 + 60 positions; 110 is the length of prompt and answer",
     ),
+    # ---- speech
+    Quantity(
+        "sound of a batch of codec tokens",
+        lambda r: r.sounded(40).shape,
+        holds={"[B, T_audio]": 35},
+        note="T_audio = 600 x codec tokens; those are made for one sentence at a time, so that B is 1",
+    ),
+    Quantity(
+        "what speech is made from",
+        lambda r: r.spoken_from(),
+        holds={"text": (790, 797, 800)},
+        contradicts={"decoder layers": 44},
+        note="other weights in the layers give the same sound; of the decoder it takes the embedding table alone",
+    ),
+    Quantity("what speech features are made from", lambda r: r.read_aloud(), holds={"processed text": (811, 815)}),
+    Quantity(
+        "a voice",
+        lambda r: r.voice(),
+        wrong={"a name": (792, 802)},
+        note="a list of codes, one for each of the codec's global books",
+    ),
+    Quantity(
+        "stage that the voice enters",
+        lambda r: r.enters(voice=[0] * len(r.speaker.speech.codec.config.global_tokens)),
+        wrong={"features": 816},
+        note="the codec tokens are the same in every voice",
+    ),
+    Quantity("speed unless another is given", lambda r: r.usual_speed(), holds={1.0: 793}),
+    Quantity("what a speed is to the sound", lambda r: r.means(0.5, 1.5, 2.0), holds={"a multiplier": 803}),
+    Quantity(
+        "stage that the speed enters",
+        lambda r: r.enters(speed=1.5),
+        wrong={"features": 817},
+        note="the codec tokens are the same at every speed: the finished sound is stretched",
+    ),
+    Quantity("what is saved, given no path", lambda r: r.saved(None), holds={"nothing": (791, 825)}),
+    Quantity("what is saved, given a path", lambda r: r.saved("answer.wav"), holds={"audio": (801, 826)}),
 ]

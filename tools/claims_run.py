@@ -1,7 +1,8 @@
 """The passes behind `check_claims.py`: the documented model at full size, on the meta device.
 
 Tensors there have shapes and no numbers, so that eight billion weights take no memory and a pass takes
-no time. What needs values (masks, positions) or a loop (generation) runs on the CPU, made narrow.
+no time. What needs values (masks, positions) or a loop (generation) runs on the CPU, made narrow; the
+``documented`` preset has no speech, so that a narrow model speaks with the small weights of `SPEECH`.
 
 Letters: B batch, S positions, D width, H heads, K head size; N sounds and U channels in the ear.
 
@@ -11,8 +12,10 @@ Test: ``pytest tests/test_check_claims.py``
 import math
 import sys
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import torch
 
@@ -20,6 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import Vita, VitaConfig, splice
 from vita_ref.decoder import SEE_ALL, attend, attention_weights, rope_angles, rotate
+from vita_ref.fbank import load_sound
+from vita_ref.generate import speaking
+from vita_ref.speech import Speech
+from vita_ref.spoken import prepare_text
 
 # Taken as given from the document: (text tokens, images, sounds) of each prompt, and how many positions
 # a sound takes. No tokenizer is asked.
@@ -27,6 +34,9 @@ FOUR = ((6, 1, 0), (5, 0, 0), (6, 0, 0), (6, 1, 1))  # lines 1038-1041
 SEVEN = ((9, 1, 0), (10, 0, 0), (8, 0, 0), (15, 1, 1), (18, 2, 1), (0, 1, 1), (44, 1, 1))  # lines 1866-1872
 ASK_TEXT, ASK_IMAGE, ASK_AUDIO = (8, 0, 0), (8, 1, 0), (9, 0, 1)  # lines 871, 926, 980
 SOUND_FRAMES = 479  # the fewest that give the 60 positions of line 1982
+SPEECH = Path(__file__).resolve().parents[1] / "tests/golden/tts"  # made with upstream's code, in its layout
+SENTENCE, OTHER = "I see 3 stars.", "Four hearts."
+NARROW = {"intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
 class Run:
@@ -131,9 +141,9 @@ class Run:
 
     def written(self, prompts, new, include_prompt=True):
         """The shape of what `generate` gives. It depends on lengths alone, so a narrow model writes, on the CPU."""
-        narrow = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
-        decoder = replace(self.config.decoder, **narrow, vocab_size=8, num_key_value_heads=1, head_dim=4)
-        vita = Vita(replace(self.config, decoder=decoder, vision=replace(self.config.vision, **narrow), audio=None))
+        decoder = self.narrow_decoder(4, vocabulary=8)
+        vision = replace(self.config.vision, **NARROW, hidden_size=4)
+        vita = Vita(replace(self.config, decoder=decoder, vision=vision, audio=None))
         given, sound = self.given(prompts), torch.zeros(len(self.sound), 4)
         images = [torch.zeros(self.picture) for _ in given["images"] or ()] or None
         audios = {"audios": [sound for _ in given["audios"]["audios"]]} if given["audios"] else None
@@ -141,6 +151,96 @@ class Run:
         return vita.generate(
             ids, images=images, audios=audios, max_new_tokens=new, eos_token_id=(), include_prompt=include_prompt
         ).shape
+
+    def narrow_decoder(self, width, vocabulary):
+        sizes = NARROW | {"hidden_size": width, "num_key_value_heads": 1, "head_dim": 4, "vocab_size": vocabulary}
+        return replace(self.config.decoder, **sizes)
+
+    @cached_property
+    def speaker(self):
+        """A model as narrow as the small speech weights, whose tokens are letters."""
+        speech = Speech.from_pretrained(SPEECH)
+        decoder = self.narrow_decoder(speech.decoder.config.decoder.hidden_size, vocabulary=128)
+        vita = Vita(replace(self.config, decoder=decoder, vision=None, audio=None))
+        vita.tokenizer, vita.speech = SimpleNamespace(encode=lambda text: list(text.encode())), speech
+        for weight in vita.decoder.parameters():
+            weight.data.normal_(generator=torch.Generator().manual_seed(0))
+        return vita.eval()
+
+    def say(self, text=SENTENCE, **options):
+        """What the document's three stages of speech give: letters as ids, codec tokens, a waveform."""
+        vita, ids, codes = self.speaker, [], []
+        hooks = [
+            vita.decoder.embed_tokens.register_forward_hook(lambda module, given, rows: ids.append(given[0])),
+            vita.speech.codec.register_forward_hook(lambda module, given, sound: codes.extend(given[0])),
+        ]
+        sound, _ = vita.speak(text, max_tokens=20, **options)
+        for hook in hooks:
+            hook.remove()
+        return {"text": torch.cat(ids), "features": torch.cat(codes), "audio": sound}
+
+    @cached_property
+    def plain(self):
+        return self.say()
+
+    def sounded(self, tokens):
+        """The sound of four rows of so many codec tokens."""
+        return self.speaker.speech.codec(torch.zeros(4, tokens, dtype=torch.long))
+
+    def saved(self, name):
+        """What the command line leaves in a folder, its --speak being this name there or not given."""
+        stream = partial(self.speaker.speak_stream, max_tokens=20)
+        short = SimpleNamespace(speech=self.speaker.speech, speak_stream=stream)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / name if name else None
+            with speaking(short, SimpleNamespace(speak=path, speed=1.0)) as say:
+                if say:
+                    say(SENTENCE)
+            if not any(Path(folder).iterdir()):
+                return "nothing"
+            sound, _ = load_sound(path)
+            return "audio" if sound[0].allclose(self.plain["audio"], atol=2**-15) else "something else"
+
+    def enters(self, **option):
+        """The first stage that gives something else because of an option."""
+        other = self.say(**option)
+        return next(stage for stage in other if not other[stage].equal(self.plain[stage]))
+
+    def spoken_from(self):
+        """What alters the sound: other words, other weights in the decoder's layers."""
+        plain, words = self.plain["audio"], self.say(OTHER)["audio"]
+        for weight in self.speaker.decoder.layers.parameters():
+            weight.data.neg_()
+        layers = self.say()["audio"]
+        for weight in self.speaker.decoder.layers.parameters():
+            weight.data.neg_()
+        altered = {"text": words, "decoder layers": layers}
+        return " and ".join(name for name, sound in altered.items() if not sound.equal(plain))
+
+    def read_aloud(self):
+        """Whether the text is said as it came or prepared."""
+        said = bytes(self.plain["text"].tolist()).decode()
+        return {SENTENCE: "text", prepare_text(SENTENCE): "processed text"}[said]
+
+    def voice(self):
+        """What the codec takes for a voice: a name, or the codes that its own voice is a list of."""
+        try:
+            self.say(voice="default")
+        except (TypeError, ValueError):
+            own = self.speaker.speech.codec.config.global_tokens
+            return "codes" if self.say(voice=list(own))["audio"].equal(self.plain["audio"]) else "neither"
+        return "a name"
+
+    def usual_speed(self):
+        """The speed that makes no difference."""
+        [speed] = (s for s in (0.5, 1.0, 1.5, 2.0) if self.say(speed=s)["audio"].equal(self.plain["audio"]))
+        return speed
+
+    def means(self, *speeds):
+        """Whether a speed divides the length of the sound."""
+        length = len(self.plain["audio"])
+        divided = all(len(self.say(speed=s)["audio"]) == round(length / s) for s in speeds)
+        return "a multiplier" if divided else "no multiplier"
 
     def embed(self, length):
         return self.vita.embed(torch.zeros(1, length, dtype=torch.long, device="meta"))
