@@ -189,7 +189,12 @@ def test_the_voice_is_not_heard_where_no_stage_has_its_width():
 
 
 @pytest.mark.parametrize(
-    "voice, told", [([1, 2, 3], "4 global tokens, got 3"), ([1, 2, 3, 11], "0 to 10, got 1 to 11")]
+    "voice, told",
+    [
+        ("low", "4 global tokens, got .low."),
+        ([1, 2, 3], "4 global tokens, got 3"),
+        ([1, 2, 3, 11], "0 to 10, got 1 to 11"),
+    ],
 )
 def test_a_voice_that_does_not_fit_is_refused(voice, told):
     with pytest.raises(ValueError, match=told):

@@ -143,7 +143,10 @@ class Vocoder(nn.Module):
         Raises: ValueError where a token is no row of its code book, or the voice has another length.
         """
         own = self.config.global_tokens
-        voice = torch.tensor(own if voice is None else voice, device=tokens.device)
+        voice = own if voice is None else voice
+        if isinstance(voice, str) or not all(isinstance(code, int) for code in voice):
+            raise ValueError(f"voice must be a list of {len(own)} global tokens, got {voice!r}")
+        voice = torch.tensor(voice, device=tokens.device)
         if len(voice) != len(own):
             raise ValueError(f"voice must be a list of {len(own)} global tokens, got {len(voice)}")
         for name, ids in (("tokens", tokens), ("voice", voice)):
