@@ -118,7 +118,7 @@ def odd_colours(scene, rng):
         avoided = [COLOURS[c] for c, s in HELD_OUT if s == shape] + [scene.background]
         while True:
             drawn = tuple(rng.randrange(256) for _ in range(3))
-            if all(math.dist(drawn, other) > 90 for other in avoided):
+            if all(math.dist(drawn, other) > 60 for other in avoided):
                 return drawn
     return replace(scene, things=tuple(replace(t, tint=tint(t.shape)) for t in scene.things))
 
@@ -126,11 +126,6 @@ def odd_colours(scene, rng):
 def odd_shapes(scene):
     """The scene with blobs in the place of its shapes: colours are learned apart from shapes."""
     return replace(scene, things=tuple(replace(t, shape="blob") for t in scene.things))
-
-
-def mirror(scene):
-    """The scene as it looks with its pixels flipped left to right."""
-    return replace(scene, things=tuple(replace(thing, x=1 - thing.x, angle=-thing.angle) for thing in scene.things))
 
 
 def _outline(shape, rng):
@@ -142,7 +137,8 @@ def _outline(shape, rng):
     if shape == "circle":
         return _polar(1, np.arange(80) * math.tau / 80)
     if shape == "square":
-        return _polar(rng.uniform(0.72, 1) * math.sqrt(2), (np.arange(4) + 0.5) * math.tau / 4)
+        reach = rng.choice((1, math.sqrt(2), rng.uniform(1, math.sqrt(2))))  # to its corners, to its sides, between
+        return _polar(reach, (np.arange(4) + 0.5) * math.tau / 4)
     if shape == "triangle":
         if rng.random() < 0.5:  # its corners on a circle; equilateral at 30 degrees
             base = math.radians(rng.choice((30, rng.uniform(22, 38))))
@@ -247,6 +243,12 @@ def questions(scene, rng, include_held_out=False):
         "describe": [("Describe the image.", describe(scene))],
     }
     return _finish(asked, include_held_out)
+
+
+def odd_questions(scene, rng):
+    """What `questions` has that can be answered although no thing's colour, or shape, has a name."""
+    kinds = ("count", "count_shape") if scene.things[0].tint else ("count", "count_color")
+    return {kind: asked for kind, asked in questions(scene, rng).items() if kind in kinds}
 
 
 def _finish(asked, include_held_out):

@@ -178,12 +178,13 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--loose", action="store_true", help="ask again in other case, as colour, without final mark")
     parser.add_argument("--wrong", type=int, default=0, metavar="N", help="show the first N wrong answers")
+    parser.add_argument("--quantize", choices=["int8"], help="how many answers are lost with whole-number weights")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
     from vita_ref import Vita
 
-    ask = partial(Vita.from_pretrained(args.model).respond_batch, max_new_tokens=48)
+    ask = partial(Vita.from_pretrained(args.model, quantize=args.quantize).respond_batch, max_new_tokens=48)
     sections = {
         "pictures": picture_tasks(args.pictures, args.seed, args.loose),
         "video": video_tasks(args.pictures, args.seed),
