@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "spoken": set(),
     "video": {"image"},  # frames may be pictures in a folder
     "prompt": {"tokenizer"},
-    "decoder": {"config", "cache"},
+    "linear": set(),
+    "decoder": {"config", "cache", "linear"},
     "vision": {"config"},
     "audio": {"config"},
     "vocoder": {"config"},
@@ -35,6 +36,7 @@ MAY_IMPORT = {
         *("config", "cache", "sampling", "image", "fbank", "video", "tokenizer", "prompt", "checkpoint", "quant"),
         *("splice", "decoder", "vision", "audio", "vocoder", "speech", "request", "spoken"),
     },
+    "budget": {"audio", "checkpoint", "config", "model", "quant", "speech", "splice", "tokenizer"},
     "claims": EVERYTHING,
     "trace": EVERYTHING,
     "generate": EVERYTHING,

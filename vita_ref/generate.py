@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import queue
 import sys
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from . import sampling
+from . import budget, sampling
 from .model import Vita, until
 from .prompt import split_state
 from .request import Request, batch, prepare
@@ -69,6 +70,8 @@ def parser():
     p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
     p.add_argument("--speak", metavar="OUT.wav", help="also speak the answer")
     p.add_argument("--speed", type=float, default=1.0, help="of speech, 0.5 to 2")
+    p.add_argument("--dry-run", action="store_true", help="say what it would need, weights unread: memory, operations")
+    p.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for each of N processes (default: WORLD_SIZE)")
     p.add_argument("--verbose", action="store_true", help="progress and timings even where nobody watches")
     return p
 
@@ -88,7 +91,7 @@ def check(a):
 
     Raises: ValueError that names the flag.
     """
-    least = {"fps": 1e-3, "max_frames": 1, "max_new_tokens": 1, "threads": 1, "max_tiles": 1, "top": 0}
+    least = {"fps": 1e-3, "max_frames": 1, "max_new_tokens": 1, "threads": 1, "max_tiles": 1, "top": 0, "ranks": 1}
     for name, low in least.items():
         value = getattr(a, name)
         if value is not None and not value >= low:
@@ -102,6 +105,8 @@ def check(a):
         raise ValueError(f"--speak {a.speak}: its folder does not exist")
     if a.top and not (a.json or a.batch):
         raise ValueError("--top needs --json")
+    if a.ranks and not a.dry_run:
+        raise ValueError("--ranks needs --dry-run")
     if a.system is not None and a.system_file is not None:
         raise ValueError("--system and --system-file say the same thing; give one")
     if a.image.count("-") > 1:
@@ -226,6 +231,8 @@ def run(a):
     if a.threads:
         torch.set_num_threads(a.threads)
     asked, start = requests(a), time.perf_counter()
+    if a.dry_run:
+        return dry_run(asked, a)
     vita = Vita.from_pretrained(
         a.model or demo_folder(),
         dtype=None if a.dtype is None else getattr(torch, a.dtype),
@@ -237,7 +244,7 @@ def run(a):
         progress=loading_bar() if talk else None,
     )
     loaded = time.perf_counter() - start
-    ready = [prepared(request, vita, f"{a.batch} request {i}: " if a.batch else "") for i, request in enumerate(asked, 1)]
+    ready = prepared(asked, vita, a)
     plain = not (a.json or a.batch)
     with torch.inference_mode():
         for i in range(0, len(ready), GROUP):
@@ -256,12 +263,31 @@ def run(a):
                     print(f"{times}, {found['prompt']['total']} positions", file=sys.stderr)
 
 
-def prepared(request, vita, where):
-    """`prepare`, its errors saying which of several requests they are about."""
-    try:
-        return prepare(request, vita.config, vita.tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+def dry_run(asked, a):
+    """Says what the requests would need, from config, tokenizer and media alone; of several ranks the first does."""
+    vita, disk = budget.outline(
+        a.model or demo_folder(), vision_dir=a.vision_dir, audio_dir=a.audio_dir, speech_dir=a.speech_dir
+    )
+    ready, ranks = prepared(asked, vita, a), a.ranks or int(os.environ.get("WORLD_SIZE", "1"))
+    options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
+    options |= {"max_new_tokens": a.max_new_tokens, "group": GROUP}
+    found = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
+    found |= budget.needs(vita.config, ready, **options)
+    if ranks > 1:
+        found["each_rank"] = budget.needs(budget.share(vita.config, ranks), ready, **options)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps(found, ensure_ascii=False) if a.json else budget.table(found))
+
+
+def prepared(asked, vita, a):
+    """Requests made ready, the errors of a --batch file's saying which of them they are about."""
+    ready = []
+    for number, request in enumerate(asked, 1):
+        try:
+            ready.append(prepare(request, vita.config, vita.tokenizer))
+        except ValueError as error:
+            raise ValueError(f"{a.batch} request {number}: {error}" if a.batch else str(error)) from None
+    return ready
 
 
 def show(text):

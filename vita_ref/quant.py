@@ -12,15 +12,21 @@ from torch.nn import functional as F
 
 from .checkpoint import put
 
+ROWS = 1024  # rounded at a time: a head of 152,000 rows in float32 would be larger than many a model
 
 def quantize(weight):
     """Rounds a matrix to int8, symmetric, a scale for each output channel.
 
     Shapes: [O, I] floating -> [O, I] int8 and [O] float32, such that weight ~ int8 * scale.
     """
-    scale = weight.abs().amax(1).float() / 127  # [O]
-    steps = weight.float() / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]  # [O, I]
-    return steps.round().to(torch.int8), scale
+    scale = weight.new_empty(len(weight), dtype=torch.float32)  # [O]
+    whole = torch.empty_like(weight, dtype=torch.int8)  # [O, I]
+    for start in range(0, len(weight), ROWS):
+        some = weight[start : start + ROWS].float()  # [N, I]
+        steps = some.abs().amax(1) / 127  # [N]
+        scale[start : start + ROWS] = steps
+        whole[start : start + ROWS] = (some / steps.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
+    return whole, scale
 
 
 def int8_linear(x, weight, scale, bias=None):
