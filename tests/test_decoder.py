@@ -13,8 +13,8 @@ from vita_ref import KVCache, Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.decoder import (
     MLP,
-    Decoder,
     QUERIES,
+    Decoder,
     Mask,
     RMSNorm,
     attend,

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "fbank": set(),
     "tokenizer": set(),
     "checkpoint": set(),
+    "parallel": {"linear"},
     "quant": {"checkpoint"},  # matrices are made while a checkpoint loads
     "splice": set(),
     "spoken": set(),
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "request": {"fbank", "image", "video", "prompt"},
     "model": {
         *("config", "cache", "sampling", "image", "fbank", "video", "tokenizer", "prompt", "checkpoint", "quant"),
-        *("splice", "decoder", "vision", "audio", "vocoder", "speech", "request", "spoken"),
+        *("splice", "decoder", "vision", "audio", "vocoder", "speech", "request", "spoken", "parallel"),
     },
     "budget": {"audio", "checkpoint", "config", "model", "quant", "speech", "splice", "tokenizer"},
     "claims": EVERYTHING,

@@ -20,7 +20,13 @@ from safetensors import safe_open
 from torch import nn
 
 from . import checkpoint, quant
-from .audio import BLOCK, MIN_FRAMES, audio_token_count, encoder_position_count, visible_spans
+from .audio import (
+    BLOCK,
+    MIN_FRAMES,
+    audio_token_count,
+    encoder_position_count,
+    visible_spans,
+)
 from .config import CodecConfig, SpeechConfig, VitaConfig
 from .model import PART_PREFIXES, TABLE, Vita, resized, speech_folder
 from .speech import Speech
@@ -95,15 +101,15 @@ def held_bytes(module, dtype):
 
 
 def share(config, ranks):
-    """The config of one of several ranks: its part of the heads, of the MLP and of the vocabulary, all else whole.
+    """The config of the largest of several ranks (see `parallel`): its part of heads, MLP and vocabulary, all else whole.
 
-    Raises: ValueError where heads or MLP do not come out even.
+    Raises: ValueError where the key/value heads do not come out even.
     """
-    d, split = config.decoder, ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    if uneven := [f"{name} {getattr(d, name)}" for name in split if getattr(d, name) % ranks]:
-        raise ValueError(f"the decoder cannot be split among {ranks} ranks, which must divide {', '.join(uneven)}")
-    sizes = {name: getattr(d, name) // ranks for name in split} | {"vocab_size": -(-d.vocab_size // ranks)}
-    return replace(config, decoder=replace(d, **sizes))
+    d = config.decoder
+    if d.num_key_value_heads % ranks:
+        raise ValueError(f"{ranks} ranks cannot share {d.num_key_value_heads} key/value heads: give a divisor of it")
+    split = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+    return replace(config, decoder=replace(d, **{name: -(-getattr(d, name) // ranks) for name in split}))
 
 
 # ---- positions

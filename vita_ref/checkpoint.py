@@ -113,11 +113,12 @@ def put(owner, leaf, tensor):
     setattr(owner, leaf, tensor)
 
 
-def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=put, progress=None):
+def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=put, part=None, progress=None):
     """Fills a module built on the meta device from ``files`` (see `locate`), strictly.
 
     Floating-point tensors become ``dtype`` (None: as stored), the others stay. ``assign(owner, leaf,
     tensor)`` puts one tensor in its place; by default as a parameter or buffer of that name.
+    ``part(name in the module, tensor)`` gives what is wanted of it, where not all is; the rest is never read.
     ``progress(done, total)`` is told how many tensors have been read.
     """
     names = account(module, table, files, ignored)
@@ -125,6 +126,7 @@ def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=p
     done = 0
     for file in sorted({files[n] for n in wanted}):
         for name, stored in tensors(file, [n for n in wanted if files[n] == file]):
+            stored = part(names[name], stored) if part else stored
             kind = dtype if stored.is_floating_point() and dtype is not None else stored.dtype
             path, _, leaf = names[name].rpartition(".")
             assign(module.get_submodule(path), leaf, stored.to(device, kind, copy=True))

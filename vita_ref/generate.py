@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import queue
 import sys
 import threading
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from . import budget, sampling
+from . import budget, parallel, sampling
 from .model import Vita, until
 from .prompt import split_state
 from .request import Request, batch, prepare
@@ -113,6 +112,8 @@ def check(a):
         raise ValueError("standard input holds one picture; --image - may stand once")
     if a.batch and (a.prompt is not None or a.image or a.audio or a.video or a.speak):
         raise ValueError("--batch takes its requests from the file: leave out --prompt, --image, --audio, --video, --speak")
+    if parallel.world() > 1 and (a.speak or "-" in a.image):
+        raise ValueError("several processes share no speech and no standard input: leave out --speak and --image -")
     try:
         torch.empty(0, device=a.device)
     except (RuntimeError, AssertionError) as error:
@@ -226,25 +227,25 @@ def result(vita, row, segments, scores, top):
 
 def run(a):
     """Loads, answers and prints. Raises: ValueError for what the user can mend."""
-    check(a)
     talk = a.verbose or sys.stderr.isatty()
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    asked, start = requests(a), time.perf_counter()
-    if a.dry_run:
-        return dry_run(asked, a)
-    vita = Vita.from_pretrained(
-        a.model or demo_folder(),
-        dtype=None if a.dtype is None else getattr(torch, a.dtype),
-        device=a.device,
-        quantize=a.quantize,
-        vision_dir=a.vision_dir,
-        audio_dir=a.audio_dir,
-        speech_dir=a.speech_dir,
-        progress=loading_bar() if talk else None,
-    )
-    loaded = time.perf_counter() - start
-    ready = prepared(asked, vita, a)
+    with parallel.agreed():
+        check(a)
+        if a.threads:
+            torch.set_num_threads(a.threads)
+        asked, start = requests(a), time.perf_counter()
+        vita = Vita.from_pretrained(
+            a.model or demo_folder(),
+            dtype=None if a.dtype is None else getattr(torch, a.dtype),
+            device=a.device,
+            quantize=a.quantize,
+            vision_dir=a.vision_dir,
+            audio_dir=a.audio_dir,
+            speech_dir=a.speech_dir,
+            split=parallel.world() > 1,
+            progress=loading_bar() if talk else None,
+        )
+        loaded = time.perf_counter() - start
+        ready = prepared(asked, vita, a)
     plain = not (a.json or a.batch)
     with torch.inference_mode():
         for i in range(0, len(ready), GROUP):
@@ -263,20 +264,20 @@ def run(a):
                     print(f"{times}, {found['prompt']['total']} positions", file=sys.stderr)
 
 
-def dry_run(asked, a):
-    """Says what the requests would need, from config, tokenizer and media alone; of several ranks the first does."""
+def dry_run(a):
+    """Says what the requests would need, from config, tokenizer and media alone."""
+    check(a)
     vita, disk = budget.outline(
         a.model or demo_folder(), vision_dir=a.vision_dir, audio_dir=a.audio_dir, speech_dir=a.speech_dir
     )
-    ready, ranks = prepared(asked, vita, a), a.ranks or int(os.environ.get("WORLD_SIZE", "1"))
+    ready, ranks = prepared(requests(a), vita, a), a.ranks or parallel.world()
     options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
     options |= {"max_new_tokens": a.max_new_tokens, "group": GROUP}
     found = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
     found |= budget.needs(vita.config, ready, **options)
     if ranks > 1:
         found["each_rank"] = budget.needs(budget.share(vita.config, ranks), ready, **options)
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(json.dumps(found, ensure_ascii=False) if a.json else budget.table(found))
+    print(json.dumps(found, ensure_ascii=False) if a.json else budget.table(found))
 
 
 def prepared(asked, vita, a):
@@ -353,13 +354,18 @@ def loading_bar():
     return progress
 
 
+@parallel.first_speaks()
 def main(argv=None):
     """Entry point; gives the exit status."""
     arguments = parser().parse_args(argv)
     if not arguments.verbose:
         warnings.simplefilter("ignore")  # libraries' remarks about odd files
     try:
-        run(arguments)
+        if arguments.dry_run:
+            dry_run(arguments)
+            return 0
+        with parallel.joined(arguments.device) as arguments.device:
+            run(arguments)
     except ValueError as error:
         print(f"vita_ref: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

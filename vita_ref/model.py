@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import checkpoint, quant, sampling, spoken
+from . import checkpoint, parallel, quant, sampling, spoken
 from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
 from .config import VitaConfig
@@ -87,6 +87,7 @@ class Vita(nn.Module):
         vision_dir=None,
         audio_dir=None,
         speech_dir=None,
+        split=False,
         progress=None,
     ):
         """Reads a checkpoint folder (see `VitaConfig.from_folder`) into a model in eval mode.
@@ -94,7 +95,8 @@ class Vita(nn.Module):
         ``dtype`` is a torch dtype, None the config's; ``quantize="int8"`` rounds the decoder's
         matrices as they arrive; ``vision_dir`` and ``audio_dir`` say where a VITA-1.5 folder's towers
         have their configs, ``speech_dir`` where ``decoder/`` and ``codec/`` lie (else a folder
-        ``vita_tts_ckpt`` or ``speech`` is looked for); ``progress(done, total)`` counts tensors.
+        ``vita_tts_ckpt`` or ``speech`` is looked for); ``split`` reads this process's part of the decoder
+        alone, one of torch.distributed's (see `parallel`); ``progress(done, total)`` counts tensors.
         Raises: ValueError for whatever does not fit, with names.
         """
         if quantize not in (None, "int8"):
@@ -107,11 +109,14 @@ class Vita(nn.Module):
             vita = cls(config, load_tokenizer(folder))
             if quantize:
                 quant.int8_linears(vita.decoder)
+        if split:
+            parallel.split(vita.decoder)
         absent = [p for part in config.missing for p in PART_PREFIXES[part]]
         dtype = dtype if dtype is not None else getattr(torch, config.dtype)
         assign = quant.assign if quantize else checkpoint.put
+        part = parallel.part if split else None
         checkpoint.load(
-            vita, TABLE, files, dtype=dtype, device=device, ignored=absent, assign=assign, progress=progress
+            vita, TABLE, files, dtype=dtype, device=device, ignored=absent, assign=assign, part=part, progress=progress
         )
         if speech_dir := speech_folder(Path(folder), speech_dir):
             vita.speech = Speech.from_pretrained(speech_dir, device=device)
