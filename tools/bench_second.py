@@ -90,10 +90,10 @@ class Theirs:
     """transformers, with its own scaled-dot-product attention, its own cache, and the file's or the asked dtype."""
 
     def __init__(self):
-        from transformers import AutoModelForCausalLM, logging
+        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
         logging.disable_progress_bar()
-        self.library, self.imports = AutoModelForCausalLM, resident("VmRSS")
+        self.library, self.tokenizers, self.imports = AutoModelForCausalLM, AutoTokenizer, resident("VmRSS")
 
     def load(self, folder, dtype):
         start = CLOCK()
@@ -102,6 +102,7 @@ class Theirs:
         imported = CLOCK()
         model = self.library.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
         model.generation_config.eos_token_id, self.model = None, model
+        self.tokenizer = self.tokenizers.from_pretrained(folder)  # as ours does: who asks a question needs it
         return {"late_s": imported - start, "load_s": CLOCK() - imported}
 
     def tokens(self, prompt, batch, new):

@@ -10,10 +10,13 @@ import argparse
 import json
 import math
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import Vita, VitaConfig
 from vita_ref.checkpoint import expected_names
