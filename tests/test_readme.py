@@ -34,7 +34,8 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 def test_every_flag_and_tool_that_is_named_exists():
     flags = {flag for action in parser()._actions for flag in action.option_strings}
-    used = {f for line in README.splitlines() if "vita_ref.generate" in line for f in re.findall(r" (--[a-z-]+)", line)}
+    commands = re.findall(r"vita_ref\.generate(.*)", README)
+    used = {flag for command in commands for flag in re.findall(r" (--[a-z-]+)", command)}
     assert used <= flags
     for tool in re.findall(r"python (tools/\w+\.py)", README):
         assert (ROOT / tool).is_file(), tool
