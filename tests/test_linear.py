@@ -1,5 +1,6 @@
 """Products of few rows: every way gives what the plain one gives, and the quickest is kept."""
 
+import threading
 import time
 from unittest.mock import patch
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vita_ref.linear import LARGE, Linear, columns, linear, plain, product, ways
+from vita_ref.linear import LARGE, Linear, columns, linear, plain, product, ways, without_onednn
 
 LOOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -89,6 +90,30 @@ def test_the_module_keeps_leading_dimensions_and_the_bias():
     want = F.linear(x, weight, bias).view(2, 3, -1)
     for _ in range(30):  # through every way
         assert (module(x.view(2, 3, -1)) - want).abs().max() < 1e-3
+
+
+def test_threads_that_switch_onednn_off_at_once_leave_it_on():
+    (x, weight, _), (y, other, _) = large(1), large(1, 600)
+    before = torch.backends.mkldnn.enabled
+
+    def work(rows, matrix):
+        for _ in range(200):
+            without_onednn(rows, matrix)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in ((x, weight), (y, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.backends.mkldnn.enabled == before
+
+
+def test_one_row_without_a_batch_and_a_weight_that_is_a_view_are_taken_too():
+    x, weight, bias = large(1)
+    wide = torch.randn(weight.shape[1], len(weight)).T
+    for _ in range(30):
+        assert linear(x[0], weight, bias).shape == bias.shape
+        assert (linear(x, wide) - F.linear(x, wide)).abs().max() < 1e-3
 
 
 def test_onednn_is_as_it_was_afterwards():

@@ -5,7 +5,7 @@
 Fair play: each side is a process of its own (`bench_second.py`), so neither has the other's libraries, threads
 or memory; both have loaded, and they take turns: limit, ours, theirs, limit, ours, theirs. A ratio is taken
 within a turn; the table has the median [least..most] of the turns. The first turn warms up and does not count:
-in it ours tries its ways of multiplying, which takes 26 tokens of --new. Loading and memory are measured in
+in it ours tries its ways of multiplying, which takes 25 tokens of --new. Loading and memory are measured in
 fresh processes, less what the imports take; what transformers imports within its first ``from_pretrained`` is a
 part of loading in one row and left out in the next. Both sides read the same folder and the same random prompt
 and write the same number of tokens, greedily. Ours reads its tokenizer too; transformers has its ``sdpa``
@@ -340,7 +340,7 @@ def main():
     p.add_argument("--pairs", type=int, default=5, help="turns that count")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--work", type=Path, default=ROOT / "build/bench", help="where the random models lie")
-    p.add_argument("--new", type=int, default=SIZES["new"], help="tokens written in a turn of decoding")
+    p.add_argument("--new", type=int, default=SIZES["new"], help="tokens written in a turn of decoding; from 25 on the warm-up tries all ways")
     p.add_argument("--json", type=Path, help="also write the figures there")
     a = p.parse_args()
     if a.pairs < 1 or a.new < 2:

@@ -9,6 +9,7 @@ what transformers imports only as it loads is timed apart (``late_s``). Linux on
 Test: ``pytest tests/test_bench.py``
 """
 
+import contextlib
 import json
 import os
 import re
@@ -169,8 +170,9 @@ class Side:
 
     def ask(self, task, *arguments):
         """What the side answers, a dict of figures. Raises: RuntimeError where it died of the task."""
-        self.process.stdin.write(json.dumps([task, arguments]) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps([task, arguments]) + "\n")
+            self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
             raise RuntimeError(f"the side {self.who!r} ended at {task}{arguments}; its error stands above")
         return json.loads(line)

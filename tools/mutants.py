@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("vita_ref", "tests", "tools", "setup.cfg", "pyproject.toml")
+COPIED = ("vita_ref", "tests", "tools", "weights", "setup.cfg", "pyproject.toml")
 LIMIT = 900  # seconds for one run of tests; longer is an error, not a catch: the machine may just be busy
+AS_FOUND = """
+from hypothesis import Phase, settings
+
+settings.register_profile("as found", phases=(Phase.explicit, Phase.generate))
+settings.load_profile("as found")
+"""  # for the copy's conftest.py: a failing example is not made smaller, which can take minutes
 
 
 class Mutant(NamedTuple):
@@ -78,6 +84,30 @@ MUTANTS = [
            "hidden = hidden[torch.arange(b, device=hidden.device), last]",
            "hidden = hidden[:, -1]", "batches"),
     Mutant("ended rows write on", "model.py", "ids.masked_fill(ended, pad_token_id)", "ids", "batches"),
+    Mutant("queries of a later block counted from the first", "decoder.py",
+           "columns[self.past + start :, None]",
+           "columns[self.past : self.past + stop - start, None]", "decoder"),
+    Mutant("a block of queries takes the last values", "decoder.py", "v[:, :, :end]", "v[:, :, -end:]", "decoder"),
+    Mutant("halves of a product in the wrong order", "linear.py",
+           "return pair.flatten(0, 1)",
+           "return pair.flip(0).flatten(0, 1)", "linear"),
+    Mutant("folded inputs interleaved", "linear.py", "torch.kron(steps, rows)", "torch.kron(rows, steps)", "linear"),
+    Mutant("bias dropped for a few rows", "linear.py", "out = out + bias", "out = out", "linear"),
+    Mutant("the slowest way kept", "linear.py", "min(medians,", "max(medians,", "linear"),
+    Mutant("rows rounded by the first block's scale", "quant.py", "some / steps", "some / scale[: len(some)]", "quant"),
+    Mutant("a tensor skipped where the map changes", "checkpoint.py",
+           "read += stored.nbytes",
+           "read, names = read + stored.nbytes, names[read + stored.nbytes >= _MAPPED :]", "checkpoint"),
+    Mutant("attention not summed over the ranks", "parallel.py",
+           'kind in ("o_proj", "down_proj")',
+           'kind == "down_proj"', "parallel"),
+    Mutant("every rank's cache has all heads", "parallel.py", "groups // ranks}", "groups}", "parallel"),
+    Mutant("keys counted without values", "budget.py",
+           "numbers = 2 * d.num_hidden_layers",
+           "numbers = d.num_hidden_layers", "budget"),
+    Mutant("a rank's share rounded down", "budget.py",
+           "-(-getattr(d, name) // ranks)",
+           "getattr(d, name) // ranks", "budget"),
 ]  # fmt: skip
 
 
@@ -115,6 +145,8 @@ def main():
             source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, folder / name, **({"ignore": ignored} if source.is_dir() else {}))
+        with open(folder / "tests" / "conftest.py", "a", encoding="utf-8") as conftest:
+            conftest.write(AS_FOUND)
         bugs = [planted(m, folder) for m in chosen]  # all of them before any test runs
         suite = sorted({f"tests/test_{m.tests}.py" for m in chosen})
         if (broken := failing(suite, folder)) is not None:

@@ -106,14 +106,14 @@ def spoken_row(packer, images, pairs, written=3):
 
 
 class Questions(IterableDataset):
-    """Without end: kind, pixels, rows and the spoken questions in them; every fourth batch is of clips."""
+    """Without end: kind, pixels, rows and the spoken questions in them; every other batch is of clips."""
 
     def __init__(self, packer, config, size):
         self.packer, self.config, self.size = packer, config, size
 
     def __iter__(self):
         for step in itertools.count():
-            yield self.clips() if step % 4 == 3 else self.pictures()
+            yield self.clips() if step % 2 else self.pictures()
 
     def pictures(self):
         """So many pictures with a question aloud for every other one, and some of what has no name."""
@@ -156,7 +156,7 @@ def main():
     torch.set_num_threads(a.threads)
     sp = make_tokenizer(a.work)
     config = demo_config(sp, EAR)
-    model = Listener(config)
+    model, places = Listener(config), config.vision.num_positions
     trials = {group: next(lessons(sp, random.Random(group), 64, group)) for group in speech.GROUPS}
 
     def take(name, *kept):

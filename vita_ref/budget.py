@@ -101,7 +101,7 @@ def held_bytes(module, dtype):
 
 
 def share(config, ranks):
-    """The config of the largest of several ranks (see `parallel`): its part of heads, MLP and vocabulary, all else whole.
+    """The config of one of several ranks (see `parallel`): its part of heads, MLP and tables, rounded up, all else whole.
 
     Raises: ValueError where the key/value heads do not come out even.
     """

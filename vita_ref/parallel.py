@@ -134,6 +134,8 @@ def reached():
     """Tells in one line that another rank is not there, or is there no more."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(f"another of the {world()} processes has ended or cannot be reached: {error}") from None
 
@@ -160,7 +162,7 @@ def first_speaks():
     """Lets only the first rank write to standard output and standard error."""
     with contextlib.ExitStack() as stack:
         if world() > 1 and os.environ.get("RANK", "0") != "0":
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield

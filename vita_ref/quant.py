@@ -14,6 +14,7 @@ from .checkpoint import put
 
 ROWS = 1024  # rounded at a time: a head of 152,000 rows in float32 would be larger than many a model
 
+
 def quantize(weight):
     """Rounds a matrix to int8, symmetric, a scale for each output channel.
 
@@ -31,14 +32,14 @@ def quantize(weight):
 
 def int8_linear(x, weight, scale, bias=None):
     """x @ (weight * scale).T + bias. Shapes: x [..., I], weight [O, I] int8, scale [O], bias [O] -> [..., O]."""
-    rows = x.flatten(0, -2)  # [R, I]
+    rows = x.reshape(-1, x.shape[-1])  # [R, I]
     if x.dtype == torch.bfloat16 and len(rows) <= 16 and x.device.type == "cpu":
         out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [R, O]
     else:
         out = F.linear(rows, weight.to(x.dtype)) * scale.to(x.dtype)  # [R, O]
     if bias is not None:
         out = out + bias  # [R, O]
-    return out.unflatten(0, x.shape[:-1])
+    return out.view(*x.shape[:-1], -1)
 
 
 class Int8Linear(nn.Module):
