@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vita_ref.linear import LARGE, Linear, columns, linear, plain, product, ways, without_onednn
+from vita_ref.linear import (
+    LARGE,
+    Linear,
+    columns,
+    linear,
+    plain,
+    product,
+    ways,
+    without_onednn,
+)
 
 LOOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
