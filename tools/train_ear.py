@@ -156,7 +156,7 @@ def main():
     torch.set_num_threads(a.threads)
     sp = make_tokenizer(a.work)
     config = demo_config(sp, EAR)
-    model, places = Listener(config), config.vision.num_positions
+    model = Listener(config)
     trials = {group: next(lessons(sp, random.Random(group), 64, group)) for group in speech.GROUPS}
 
     def take(name, *kept):
