@@ -405,6 +405,16 @@ def test_both_ways_of_attention_agree_with_repeated_keys(groups, each, past, new
         assert off(attend(q, k, v, Mask(allowed=allowed)), want) < 1e-5
 
 
+def test_the_mask_of_a_step_is_made_once_for_all_layers():
+    decoder, x = build(TINY), torch.randn(2, 3, TINY.hidden_size)
+    cache = decoder.new_cache(2)
+    padded = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    decoder(x, attention_mask=padded, cache=cache)
+    with patch.object(Mask, "rows", side_effect=Mask.rows, autospec=True) as made:
+        decoder(x[:, :1], cache=cache)
+    assert [call.args[0].allowed is None for call in made.call_args_list].count(True) == 1
+
+
 def test_a_long_padded_prompt_never_makes_a_mask_of_all_its_queries():
     s = 2 * QUERIES + 3
     q, k, real = torch.randn(1, 2, s, 4), torch.randn(1, 1, s, 4), torch.arange(s)[None] >= 5

@@ -173,8 +173,6 @@ def main():
     packer = Packer(sp, a.seed + stage.first + 2)
     rng, normal = packer.rng, model.audio.encoder["global_cmvn"]
     batches = lessons(sp, rng, a.batch)
-    # a process of its own draws and speaks while this one learns
-    prepared = iter(DataLoader(Questions(packer, config, a.batch), batch_size=None, num_workers=1))
     if a.stage == "ear" and not stage.first:
         every = torch.cat([lesson.bank for _ in range(10) for lesson in next(batches)])
         normal.mean, normal.istd = every.mean(0), 1 / every.std(0)
@@ -182,6 +180,9 @@ def main():
     def ear(step):
         said = next(batches)
         return {"words": (word_loss(model.hear(said, rng)[2], said), 1.0)}
+
+    if a.stage == "finish":  # a process of its own draws and speaks while this one learns
+        prepared = iter(DataLoader(Questions(packer, config, a.batch), batch_size=None, num_workers=1))
 
     def finish(step):
         kind, shown, rows, said = next(prepared)

@@ -277,6 +277,8 @@ class Decoder(nn.Module):
             new = new_columns(attention_mask, b, s, cache)
             past = cache.length if cache is not None else 0
             mask = Mask(past, known_columns(new, b, s, cache))
+            if s <= QUERIES and (past or mask.real is not None):  # small: made once for all layers
+                mask = Mask(allowed=mask.rows(0, s, inputs_embeds.device))
         if position_ids is None:
             start = cache.next_positions if cache is not None else 0
             position_ids = count_positions(new, start, b, s, inputs_embeds.device)  # [B, S]

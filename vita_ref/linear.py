@@ -74,7 +74,7 @@ def ways(weight):
 def product(rows, weight):
     """The product by the quickest way for so many rows and such a matrix; until that is known, by each in turn.
 
-    It is measured on the products of the model at work, whose weights come from memory: out of the processor's
+    It is measured on the products of the model at work, whose weights come from memory: from the processor's
     cache all ways look alike. The plain way stays unless it is beaten clearly.
     """
     key = (*rows.shape, len(weight), weight.dtype, torch.get_num_threads())
