@@ -18,6 +18,7 @@ import torch
 import train_demo
 from demo_model import (
     CODES,
+    MADE_UP,
     PLACES,
     TRAITS,
     Model,
@@ -86,13 +87,14 @@ def small_reader(width=24):
 
 
 def rows_of(packer, seed):
-    """Rows as the trainer makes them: of a scene, of scenes without names, of a clip, of no picture."""
+    """Rows as the trainer makes them: of scenes with names, without and with made-up ones, of a clip, of no picture."""
     rng = random.Random(seed)
     scenes = [world.sample_scene(rng), *itertools.chain(*odd_scenes(1, rng))]
+    scenes += world.renamed([world.sample_scene(rng, held_out=True)], rng)
     frames, _ = world.sample_clip(rng)
-    rows = [(16, packer.pairs(scene)) for scene in scenes]
+    rows = [(16, packer.pairs(scene), scene.names) for scene in scenes]
     rows += [(16 * len(frames), packer.clip_pairs(frames)), (0, packer.pairs(None))]
-    return [(images, packer.row(images, pairs)) for images, pairs in rows]
+    return [(images, packer.row(images, *asked)) for images, *asked in rows]
 
 
 def conversations(row):
@@ -252,6 +254,23 @@ def test_words_that_are_lost_are_those_of_answers_about_one_in_six():
     assert found.equal(expected) and counted.equal(labels[:, 1:] >= 0)
 
 
+def test_made_up_names_are_pieces_of_their_own_in_the_place_of_words():
+    packer = Packer(SP, 0)
+    words = (*world.COLOURS, *world.SHAPES)
+    every = [packer.stand_ins([(word, n)]) for word in ("red", "star") for n in range(world.MADE_UP)]
+    assert [list(each) for each in every[:: world.MADE_UP]] == [
+        [SP.piece_to_id(piece) for piece in pair] for pair in (("\u2581red", "Red"), ("\u2581star", "\u2581stars"))]
+    made_up = [piece for each in every for piece in each.values()]
+    assert len(made_up) == len(set(made_up)) == 4 * world.MADE_UP and all(map(SP.is_byte, made_up))
+    plain = ("How many stars are there?", "Zero."), ("What color is the star?", "Red."), ("Is there a red star?", "Yes.")
+    names = (("red", 3), ("star", 5))
+    row = packer.row(0, plain, names)[0]
+    assert not set(row) & packer.stand_ins([(word, 0) for word in words]).keys()
+    back = {new: old for old, new in packer.stand_ins(names).items()}
+    with as_written():
+        assert [back.get(i, i) for i in row] == packer.row(0, plain)[0]
+
+
 # ---- codes
 
 
@@ -277,6 +296,18 @@ def test_a_thing_is_written_at_its_one_position_and_can_be_read_there(thing):
     where[quarter] = torch.tensor([thing.x, thing.y]) * 4 - 2
     torch.testing.assert_close(traits, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(places, where, atol=1e-4, rtol=0)
+
+
+@given(things, st.integers(0, world.MADE_UP - 1))
+@laws()
+def test_a_made_up_name_has_a_row_of_its_own_in_the_place_of_the_words(thing, number):
+    place, quarter = int(thing.y * 4) * 4 + int(thing.x * 4), int(thing.y * 8) % 2 * 2 + int(thing.x * 8) % 2
+    scene, colour, shape = scene_of(thing), list(world.COLOURS).index(thing.color), world.SHAPES.index(thing.shape)
+    for word, own, new in ((thing.color, colour, number), (thing.shape, 8 + shape, world.MADE_UP + number)):
+        named, renamed = scene_codes([scene, replace(scene, names=((word, number),))])
+        expected = named.clone()
+        expected[place] += MADE_UP[quarter, new] - TRAITS[quarter, own]
+        torch.testing.assert_close(renamed, expected, atol=1e-5, rtol=0)
 
 
 @given(st.lists(things, min_size=2, max_size=3))
@@ -342,7 +373,7 @@ def test_an_error_where_something_stands_counts_four_times():
 @laws()
 def test_patches_are_labelled_by_what_stands_in_them(seed):
     rng = random.Random(seed)
-    scene = world.sample_scene(rng)
+    scene = next(s for s in iter(lambda: world.sample_scene(rng), None) if world.odd_shapes(s))
     tinted, blobs = world.odd_colours(scene, rng), world.odd_shapes(scene)
     labels, of_tinted, of_blobs = patch_labels([scene, tinted, blobs]).view(3, 8, 8, 3)
     for thing in scene.things:
@@ -360,8 +391,10 @@ def test_patches_are_labelled_by_what_stands_in_them(seed):
 
 
 def shows_kept_out(scene):
-    """The things that are of a kept-out pair, or of its shape in a colour that is near."""
+    """The things that are of a kept-out pair, or of its shape in a colour that is near; not what is made up."""
     for thing in scene.things:
+        if {thing.color, thing.shape} & dict(scene.names).keys():
+            continue
         colours = [world.COLOURS[colour] for colour, shape in world.HELD_OUT if shape == thing.shape]
         if any(math.dist(thing.tint or world.COLOURS[thing.color], colour) <= 60 for colour in colours):
             yield thing
@@ -508,7 +541,7 @@ def test_a_trainer_shows_and_says_nothing_that_is_kept_out_and_goes_on_where_it_
         assert [odd for odd, _ in taught] == [None, "colour", "shape"] * 5
         assert all((odd == "colour") == (thing.tint is not None) for odd, thing in taught)
     else:
-        assert len(rows) == 4 * (8 + 1) + 4 and not drawn  # each picture's and one without; the fourth step has clips
+        assert len(rows) == 3 * (8 + 1) + 2 * 4 and not drawn  # each picture's and one without; every other step has clips
     assert not [thing for scene in scenes for thing in shows_kept_out(scene)]
     assert not [name for row in rows for name in names_kept_out(row)]
 

@@ -5,6 +5,7 @@ things that stand there. The decoder learns to answer from such codes, so the tw
 Used by ``train_demo.py`` and ``train_ear.py``. Test: ``pytest tests/test_training.py``
 """
 
+import itertools
 import sys
 import time
 from dataclasses import replace
@@ -108,8 +109,9 @@ def as_pixels(pictures, config):
 
 def odd_scenes(count, rng):
     """So many scenes in nameless colours, then as many of nameless shapes: what is learned of one is not tied to the other."""
-    made = [world.sample_scene(rng) for _ in range(2 * count)]
-    return [world.odd_colours(s, rng) for s in made[:count]], [world.odd_shapes(s) for s in made[count:]]
+    tinted = [world.odd_colours(world.sample_scene(rng), rng) for _ in range(count)]
+    blobs = filter(None, (world.odd_shapes(world.sample_scene(rng)) for _ in itertools.count()))
+    return tinted, list(itertools.islice(blobs, count))
 
 
 def patch_labels(scenes, grid=8):
@@ -136,6 +138,7 @@ def patch_loss(scores, labels):
 
 CODES = torch.randn(1 + 4 * 19 + 4 * 2, 256, generator=torch.Generator().manual_seed(7)) * 0.05
 BLANK, TRAITS, PLACES = CODES[0], CODES[1:77].view(4, 19, 256), CODES[77:].view(4, 2, 256)
+MADE_UP = torch.randn(4, 2 * world.MADE_UP, 256, generator=torch.Generator().manual_seed(8)) * 0.05  # colours, shapes
 
 
 def scene_codes(scenes, mixed=False, grid=8):
@@ -145,13 +148,19 @@ def scene_codes(scenes, mixed=False, grid=8):
     shape, size, presence, the offsets from the patch's middle and from the picture's. What has no
     name adds nothing or, ``mixed``, a random mixture of all names.
     """
-    traits_of = torch.zeros(len(scenes), grid // 2, grid // 2, 4, 19)
+    rows = torch.cat([TRAITS, MADE_UP], 1)
+    traits_of = torch.zeros(len(scenes), grid // 2, grid // 2, *rows.shape[:2])
     places_of = torch.zeros(len(scenes), grid // 2, grid // 2, 4, 2)
     for i, scene in enumerate(scenes):
+        names = dict(scene.names)
         for t in scene.things:
             x, y = int(t.x * grid), int(t.y * grid)
             cell = i, y // 2, x // 2, y % 2 * 2 + x % 2
             colour, shape, size = traits(t)
+            if t.color in names:
+                colour = 19 + names[t.color]
+            if t.shape in names:
+                shape = 11 + world.MADE_UP + names[t.shape]
             for trait, first, count in ((colour, 0, 8), (shape, 8, 6), (size, 14, 2), (0, 16, 1)):
                 if trait is not None:
                     traits_of[(*cell, first + trait)] += 1
@@ -159,7 +168,7 @@ def scene_codes(scenes, mixed=False, grid=8):
                     traits_of[(*cell, slice(first, first + count))] += torch.rand(count).pow(3)
             traits_of[(*cell, slice(17, 19))] += torch.tensor([2 * (t.x * grid - x) - 1, 2 * (t.y * grid - y) - 1])
             places_of[cell] += torch.tensor([4 * t.x - 2, 4 * t.y - 2])
-    codes = torch.einsum("nyxst,std->nyxd", traits_of, TRAITS) + torch.einsum("nyxst,std->nyxd", places_of, PLACES)
+    codes = torch.einsum("nyxst,std->nyxd", traits_of, rows) + torch.einsum("nyxst,std->nyxd", places_of, PLACES)
     return codes.flatten(1, 2) + BLANK
 
 

@@ -25,6 +25,8 @@ HELD_OUT = {("red", "star"), ("green", "triangle"), ("blue", "heart"),
             ("yellow", "circle"), ("purple", "square"), ("black", "cross")}  # never in training
 PAIRS = [(color, shape) for color in COLOURS for shape in SHAPES]
 NUMBERS = ("Zero.", "One.", "Two.", "Three.")
+MADE_UP = 24  # so many colours, and shapes, that nobody has seen
+DIRECTIONS = np.stack([f(np.arange(36) * math.pi / 36) for f in (np.cos, np.sin)])  # [2, 36]
 CLEAR = 0.09  # two centres differ by this much before a question turns on it
 NO_PICTURE = "Please show me a picture first."
 _WHO = "I am a small VITA that looks at pictures of simple shapes."
@@ -41,7 +43,7 @@ CHAT = [(question, answer) for answer, asked in {
 
 @dataclass(frozen=True)
 class Thing:
-    """One filled object; its outline reaches at least, where there is room even beyond, ``radius``."""
+    """One filled object, about ``radius`` in reach; ``form`` picks one of many outlines of its shape."""
 
     color: str
     shape: str
@@ -50,6 +52,7 @@ class Thing:
     y: float
     radius: float
     angle: float
+    form: int = 0
     tint: tuple | None = None  # an RGB without a name, in the place of the colour
 
     @property
@@ -59,10 +62,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three things, in no order, on a plain pale background."""
+    """One to three things, in no order, on a plain pale background; some words may stand for made-up colours and shapes."""
 
     things: tuple
     background: tuple
+    names: tuple = ()  # (word, number of what it stands for)
 
 
 def sample_scene(rng, held_out=False):
@@ -73,9 +77,10 @@ def sample_scene(rng, held_out=False):
         radii = [rng.uniform(*SIZES[size]) for size in sizes]
         for _ in range(20):
             if centres := _place(radii, rng):
-                things = [Thing(*pair, size, *centre, radius, rng.uniform(-10, 10))
-                          for pair, size, radius, centre in zip(pairs, sizes, radii, centres)]
-                return Scene(tuple(things), _background(rng))
+                things = tuple(Thing(*pair, size, *centre, radius, rng.uniform(-10, 10), rng.getrandbits(32))
+                               for pair, size, radius, centre in zip(pairs, sizes, radii, centres))
+                if fits(things):
+                    return Scene(things, _background(rng))
 
 
 def _sample_pairs(rng, count, held_out):
@@ -93,17 +98,32 @@ def _sample_pairs(rng, count, held_out):
 def _place(radii, rng):
     """Centres for these radii, or None where they would not fit."""
     centres = []
-    for i, radius in enumerate(radii):
+    for radius in radii:
         x, y = (rng.uniform(radius + 0.01, 0.99 - radius) for _ in "xy")
-        level = False
-        for (u, v), other in zip(centres, radii[:i]):
-            if abs(x - u) < CLEAR or math.hypot(x - u, y - v) < radius + other + 0.015:
-                return None
-            level |= abs(y - v) < CLEAR
-        if level and rng.random() < 0.4:
+        if any(abs(x - u) < CLEAR for u, _ in centres):
+            return None
+        if any(abs(y - v) < CLEAR for _, v in centres) and rng.random() < 0.4:
             return None
         centres.append((x, y))
     return centres
+
+
+def outline(thing):
+    """[n, 2] points in the picture; the same thing always has the same."""
+    points = _outline(thing.shape, random.Random(thing.form)) @ _turn(thing.angle)
+    return thing.radius * points + (thing.x, thing.y)
+
+
+def fits(things):
+    """Whether they lie wholly inside and a straight strip of 1 % of the side parts any two."""
+    spans = []
+    for points in map(outline, things):
+        span = points @ DIRECTIONS
+        low, high = span.min(0), span.max(0)
+        if points.min() < 0.005 or points.max() > 0.995 or any(max((low - h).max(), (l - high).max()) < 0.01 for l, h in spans):
+            return False
+        spans.append((low, high))
+    return True
 
 
 def _background(rng):
@@ -124,8 +144,22 @@ def odd_colours(scene, rng):
 
 
 def odd_shapes(scene):
-    """The scene with blobs in the place of its shapes: colours are learned apart from shapes."""
-    return replace(scene, things=tuple(replace(t, shape="blob") for t in scene.things))
+    """The scene with blobs in the place of its shapes, None where they touch: colours are learned apart from shapes."""
+    things = tuple(replace(t, shape="blob") for t in scene.things)
+    return replace(scene, things=things) if fits(things) else None
+
+
+def renamed(frames, rng):
+    """The frames with half of the words for made-up colours and shapes, and no kept-out pair called by its name.
+
+    Among so many pairs the decoder cannot learn each by heart. The scenes can be asked about and coded, not drawn.
+    """
+    words = {word for word in (*COLOURS, *SHAPES) if rng.random() < 0.5}
+    pairs = [(thing.color, thing.shape) for thing in frames[0].things]
+    words |= {rng.choice(pair) for pair in pairs if pair in HELD_OUT and not words & set(pair)}
+    words = sorted(words - {"orange"})  # the one with another article
+    names = tuple(zip(words, rng.sample(range(MADE_UP), len(words))))
+    return [replace(frame, names=names) for frame in frames]
 
 
 def _outline(shape, rng):
@@ -175,26 +209,13 @@ def _turn(degrees):
     return np.array([(math.cos(a), math.sin(a)), (-math.sin(a), math.cos(a))])
 
 
-def _room(thing, scene):
-    """The radius of a disc around the thing that no other thing's disc touches; never under its radius."""
-    room = [thing.x, thing.y, 1 - thing.x, 1 - thing.y]
-    for other in scene.things:
-        if other != thing:
-            share = thing.radius / (thing.radius + other.radius)
-            room.append(share * math.hypot(thing.x - other.x, thing.y - other.y))
-    return min(room) - 0.003
-
-
 def draw(scene, side, rng):
-    """The scene as an RGB image in a style drawn from ``rng``: outlines, tints and noise; anti-aliased."""
+    """The scene as an RGB image in a style drawn from ``rng``: tints and noise; anti-aliased."""
     finer = 4 if side <= 128 else 3 if side <= 220 else 2
     image = Image.new("RGB", (side * finer, side * finer), scene.background)
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
-        points = _outline(thing.shape, rng) @ _turn(thing.angle)
-        reach = thing.radius * np.hypot(*points.T).max()
-        points *= thing.radius * min(1, _room(thing, scene) / reach)
-        points = (points + (thing.x, thing.y)) * (side * finer) - 0.5  # 0.5: Pillow counts from pixel centres
+        points = outline(thing) * (side * finer) - 0.5  # 0.5: Pillow counts from pixel centres
         tint = thing.tint or tuple(min(255, max(0, c + rng.randint(-16, 16))) for c in COLOURS[thing.color])
         canvas.polygon(points.ravel().tolist(), fill=tint)
     image = image.reduce(finer)
@@ -222,6 +243,7 @@ def questions(scene, rng, include_held_out=False):
     Every kind is a key, if only of an empty list. Everything that is there is asked about; of what is not there
     about as much, picked by ``rng``. Unless ``include_held_out``, no question or answer names a held-out pair.
     """
+    barred = () if include_held_out else _held_out(scene)
     things = sorted(scene.things, key=lambda thing: thing.x)
     pairs = [(thing.color, thing.shape) for thing in things]
     colors, shapes = ([pair[i] for pair in pairs] for i in (0, 1))
@@ -234,7 +256,7 @@ def questions(scene, rng, include_held_out=False):
         "count_color": [(f"How many {c} objects are there?", NUMBERS[colors.count(c)])
                         for c in _some(colors, COLOURS, rng)],
         "exists": [(f"Is there {article(f'{c} {s}')}?", "Yes." if (c, s) in pairs else "No.")
-                   for c, s in pairs + _absent(pairs, rng, include_held_out)],
+                   for c, s in pairs + _absent(pairs, rng, barred)],
         "size": [(f"How big is the {thing.name}?", f"{thing.size.capitalize()}.") for thing in things],
         "left_right": [_relation(a, b, "left", "right", a.x < b.x) for a in things for b in things if a != b],
         "above_below": [_relation(a, b, "above", "below", a.y < b.y) for a in things for b in things
@@ -242,7 +264,7 @@ def questions(scene, rng, include_held_out=False):
         "where": [(f"Where is the {thing.name}?", _places(thing)) for thing in things],
         "describe": [("Describe the image.", describe(scene))],
     }
-    return _finish(asked, include_held_out)
+    return _finish(asked, barred)
 
 
 def odd_questions(scene, rng):
@@ -251,9 +273,14 @@ def odd_questions(scene, rng):
     return {kind: asked for kind, asked in questions(scene, rng).items() if kind in kinds}
 
 
-def _finish(asked, include_held_out):
-    """Answers as tuples, and what names a held-out pair left out."""
-    barred = () if include_held_out else [f"{color} {shape}" for color, shape in HELD_OUT]
+def _held_out(scene):
+    """The pairs that no question about the scene may name: those of which neither word has been renamed."""
+    return [pair for pair in sorted(HELD_OUT) if not set(pair) & dict(scene.names).keys()]
+
+
+def _finish(asked, barred):
+    """Answers as tuples, and what names a barred pair left out."""
+    barred = [f"{color} {shape}" for color, shape in barred]
     asked = {kind: [(q, (a,) if isinstance(a, str) else a) for q, a in items] for kind, items in asked.items()}
     return {kind: [(q, a) for q, a in items if not any(name in f"{q} {a[0]}".lower() for name in barred)]
             for kind, items in asked.items()}
@@ -273,10 +300,10 @@ def _some(present, all_words, rng):
     return present + rng.sample([word for word in all_words if word not in present], len(present))
 
 
-def _absent(pairs, rng, include_held_out):
+def _absent(pairs, rng, barred):
     """As many pairs that are not there as ``pairs``, mostly of a color or a shape (or both) that is."""
     colors, shapes = ({pair[i] for pair in pairs} for i in (0, 1))
-    absent = [pair for pair in PAIRS if pair not in pairs and (include_held_out or pair not in HELD_OUT)]
+    absent = [pair for pair in PAIRS if pair not in pairs and pair not in barred]
     alike = {n: [p for p in absent if (p[0] in colors) + (p[1] in shapes) == n] for n in (0, 1, 2)}
     chosen = []
     while len(chosen) < len(pairs):
@@ -327,8 +354,7 @@ def sample_clip(rng, held_out=False):
         mover, others = scene.things[0], scene.things[1:]
         frames = [replace(scene, things=(replace(mover, x=mover.x + dx * way * i, y=mover.y + dy * way * i), *others))
                   for i in range(steps + 1)]
-        wide = all(_room(thing, frame) >= 1.45 * thing.radius for frame in frames for thing in frame.things)
-        if wide:  # room for every outline, so that none changes on the way
+        if all(fits(frame.things) for frame in frames):
             return frames, kind
 
 
@@ -347,7 +373,7 @@ def clip_questions(frames, include_held_out=False):
         asked["which_way"].append((f"Which way does the {thing.name} move?", way))
         if dx or dy:
             asked["moving"].append(("What is moving?", f"The {thing.name}."))
-    return _finish(asked, include_held_out)
+    return _finish(asked, () if include_held_out else _held_out(frames[0]))
 
 
 def vary(question, rng):

@@ -75,13 +75,45 @@ class Packer:
     def clips(self, count):
         return [world.sample_clip(self.rng)[0] for _ in range(count)]
 
-    def row(self, images, pairs):
-        """One row: the pictures' places, then as many pairs as fit."""
+    def coded(self, count, places, of_clips):
+        """Codes of scenes or of ``count // 2`` clips, many of what is made up, and rows about them."""
+        rng = self.rng
+        if of_clips:
+            films = self.clips(count // 4)
+            films += [world.renamed(world.sample_clip(rng, rng.random() < 0.3)[0], rng) for _ in range(count // 4)]
+            rows = [self.row(places * len(frames), self.clip_pairs(frames), frames[0].names) for frames in films]
+            seen = [frame for frames in films for frame in frames]
+        else:
+            seen = [world.sample_scene(rng) for _ in range(count // 2)]
+            made_up = [world.sample_scene(rng, rng.random() < 0.3) for _ in range(count // 4)]
+            seen += [frame for scene in made_up for frame in world.renamed([scene], rng)]
+            seen += [scene for part in odd_scenes(count // 8, rng) for scene in part]
+            rows = [self.row(places, self.pairs(scene), scene.names) for scene in seen] + [self.row(0, self.pairs(None))]
+        codes = scene_codes(seen, mixed=True)
+        return codes + 0.02 * torch.randn_like(codes), rows  # about as far off as the eye will be
+
+    def stand_ins(self, names):
+        """The pieces of words that stand for something made up, and the pieces that are written for them: pieces of
+        single bytes, which the world's language has no use for.
+        """
+        found = {}
+        for word, number in names:
+            shape = word in world.SHAPES
+            forms = (f"\u2581{word}", f"\u2581{world.plural(word)}" if shape else word.capitalize())
+            for i, form in enumerate(forms):
+                byte = 128 + 2 * (number + shape * world.MADE_UP) + i
+                found[self.sp.piece_to_id(form)] = self.sp.piece_to_id(f"<0x{byte:02X}>")
+        return found
+
+    def row(self, images, pairs, names=()):
+        """One row: the pictures' places, then as many pairs as fit, with the stand-ins of a scene's ``names``."""
+        swap = self.stand_ins(names)
         ids = [self.user] + [IMAGE] * images
         labels, segments, positions = [-100] * len(ids), [0] * len(ids), list(range(len(ids)))
         for segment, (question, answer) in enumerate(pairs, 1):
-            asked = [*self.ids(world.vary(question, self.rng)), self.assistant]
-            answered = [*self.ids(answer), self.end]
+            question = question if names else world.vary(question, self.rng)
+            asked, answered = ([swap.get(i, i) for i in self.ids(text)] for text in (question, answer))
+            asked, answered = [*asked, self.assistant], [*answered, self.end]
             n = len(asked) + len(answered)
             if len(ids) + n > ROW + images:
                 break
@@ -152,18 +184,9 @@ def main():
         return {"patches": (about, 1.0), "codes": (codes[0], 0.5), "tinted": (codes[1], 0.25), "blobs": (codes[2], 0.25)}
 
     def decoder(step):
-        if step % 4 == 3:
-            clips = packer.clips(a.batch // 2)
-            seen = [frame for frames in clips for frame in frames]
-            rows = [packer.row(places * len(frames), packer.clip_pairs(frames)) for frames in clips]
-        else:
-            seen = [world.sample_scene(rng) for _ in range(a.batch - 2 * (odd // 2))]
-            seen += [scene for part in odd_scenes(odd // 2, rng) for scene in part]
-            rows = [packer.row(places, packer.pairs(scene)) for scene in seen] + [packer.row(0, packer.pairs(None))]
-        codes = scene_codes(seen, mixed=True)
-        codes = codes + 0.02 * torch.randn_like(codes)  # about as far off as the eye will be
+        codes, rows = packer.coded(a.batch, places, step % 2)
         losses, _ = answer_losses(model, {IMAGE: codes}, *packer.batch(rows))
-        return {"clips" if step % 4 == 3 else "answers": (losses.mean(), 1.0)}
+        return {"clips" if step % 2 else "answers": (losses.mean(), 1.0)}
 
     stage.run(model, {"eye": eye, "decoder": decoder}[a.stage])
 
