@@ -2,8 +2,8 @@
 
 In `ear` the encoder alone learns to write, at every position (80 ms) of a spoken question, the decoder's own
 embedding of the word that is being said, so that the decoder can read what it hears. In `finish` ear and decoder
-learn from rows that ask one question aloud and others in writing, about pictures as the finished eye sees them; the
-eye itself stays, for learning from answers it grew worse at pairs of colour and shape that it had not met.
+learn from rows that ask one question aloud and others in writing, about pictures as the finished eye sees them, and go
+on with codes, made-up ones among them; the eye itself stays, for learning from answers it grew worse at pairs of colour and shape that it had not met.
 Every picture is drawn and every utterance said anew. Begun again where it stopped.
 """
 
@@ -81,10 +81,14 @@ def exact(model, lessons):
     return sum(words(a) == words(b) for a, b in zip(found.tolist(), labels.tolist())) / len(lessons)
 
 
-def lessons(sp, rng, size, group=None):
+def some_lessons(sp, rng, count, group=None):
+    return [speech.lesson(speech.question(rng), speech.manner(rng, group), sp, rng) for _ in range(count)]
+
+
+def lessons(sp, rng, size):
     """For ever: so many lessons of about one length."""
     while True:
-        made = [speech.lesson(speech.question(rng), speech.manner(rng, group), sp, rng) for _ in range(size * 6)]
+        made = some_lessons(sp, rng, size * 6)
         made.sort(key=lambda lesson: len(lesson.bank))
         parts = [made[i : i + size] for i in range(0, len(made), size)]
         yield from rng.sample(parts, len(parts))
@@ -106,14 +110,21 @@ def spoken_row(packer, images, pairs, written=3):
 
 
 class Questions(IterableDataset):
-    """Without end: kind, pixels, rows and the spoken questions in them; every other batch is of clips."""
+    """Without end: kind, what is seen, rows and the spoken questions in them; every other batch is of clips.
+
+    Of four batches two are seen by the eye, as pixels [N, 3, H, W]; the others are codes [N, V, D], in writing alone.
+    """
 
     def __init__(self, packer, config, size):
         self.packer, self.config, self.size = packer, config, size
 
     def __iter__(self):
         for step in itertools.count():
-            yield self.clips() if step % 2 else self.pictures()
+            if step % 4 < 2:
+                yield self.clips() if step % 2 else self.pictures()
+            else:
+                codes, rows = self.packer.coded(self.size, self.config.vision.num_positions, step % 2)
+                yield "coded clips, " if step % 2 else "coded, ", codes, rows, []
 
     def pictures(self):
         """So many pictures with a question aloud for every other one, and some of what has no name."""
@@ -157,7 +168,7 @@ def main():
     sp = make_tokenizer(a.work)
     config = demo_config(sp, EAR)
     model = Listener(config)
-    trials = {group: next(lessons(sp, random.Random(group), 64, group)) for group in speech.GROUPS}
+    trials = {group: some_lessons(sp, random.Random(group), 64, group) for group in speech.GROUPS}
 
     def take(name, *kept):
         saved = torch.load(a.work / f"{name}.pt", weights_only=True)["model"]
@@ -186,6 +197,9 @@ def main():
 
     def finish(step):
         kind, shown, rows, said = next(prepared)
+        if not said:
+            each, _ = answer_losses(model, {IMAGE: shown}, *packer.batch(rows))
+            return {f"{kind}written": (each.mean(), 2.0)}
         with torch.no_grad():
             features = model.see(shown)[1]
         heard, words = hear_all(model, said, rng)
