@@ -120,6 +120,11 @@ def test_int8_and_other_dtypes_answer(run):
         assert run("--prompt", "hi", "--max-new-tokens", 2, *flags)[0] == 0
 
 
+def test_packed_weights_answer_alike(run):
+    asked = ("--prompt", "hi", "--max-new-tokens", 6, "--dtype", "float32")
+    assert run(*asked, "--pack")[:2] == run(*asked)[:2]
+
+
 BAD = {
     "nothing asked": ((), "prompt"),
     "no such picture": (("--image", "nowhere.jpg"), "nowhere.jpg"),
@@ -131,6 +136,7 @@ BAD = {
     "tokens": (("--prompt", "x", "--max-new-tokens", 0), "--max-new-tokens"),
     "a number that is none": (("--prompt", "x", "--top-k", "many"), "--top-k"),
     "an unknown flag": (("--prompt", "x", "--colour"), "--colour"),
+    "packed whole numbers": (("--prompt", "x", "--pack", "--quantize", "int8"), "--pack"),
     "top without json": (("--prompt", "x", "--top", 2), "--json"),
     "two systems": (("--prompt", "x", "--system", "a", "--system-file", "b"), "--system-file"),
     "a missing system file": (("--prompt", "x", "--system-file", "nowhere.txt"), "nowhere.txt"),

@@ -4,16 +4,20 @@ import threading
 import time
 from unittest.mock import patch
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
+from vita_ref import Vita
 from vita_ref.linear import (
     LARGE,
     Linear,
     columns,
     linear,
+    pack,
     plain,
     product,
     ways,
@@ -131,3 +135,56 @@ def test_onednn_is_as_it_was_afterwards():
     for way in ways(weight):
         way(x, weight)
     assert torch.backends.mkldnn.enabled == before
+
+
+PACKED = [torch.float32, torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [torch.float32]
+ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+@ONEDNN
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 20),
+    inputs=st.integers(1, 33),
+    outputs=st.integers(1, 29),
+    dtype=st.sampled_from(PACKED),
+    biased=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_packed_weights_give_the_same_product(rows, inputs, outputs, dtype, biased, seed):
+    torch.manual_seed(seed)
+    module, x = Linear(inputs, outputs, bias=biased).to(dtype), torch.randn(1, rows, inputs).to(dtype)
+    names, weight = list(module.state_dict()), module.weight.detach().clone()
+    want = F.linear(x.double(), weight.double(), module.bias.double() if biased else None)
+    pack(module)
+    assert list(module.state_dict()) == names and module.weight.shape == weight.shape
+    assert module.weight.nbytes == weight.nbytes and module.weight.to_dense().equal(weight)
+    with torch.inference_mode():
+        for given_x, wanted in ((x, want), (x[0, 0], want[0, 0])):
+            out = module(given_x)
+            assert out.shape == wanted.shape and out.dtype == dtype
+            assert (out - wanted).abs().max() <= LOOSE[dtype] * (1 + want.abs().max())
+
+
+def test_what_cannot_be_packed_says_so():
+    with pytest.raises(ValueError, match="weights in float16 on cpu cannot be packed here"):
+        pack(nn.Sequential(Linear(3, 4).half()))
+    with torch.device("meta"), pytest.raises(ValueError, match="on meta cannot be packed"):
+        pack(Linear(3, 4))
+    other = nn.Linear(3, 4)
+    pack(other)  # not one of ours: it stays
+    assert not other.weight.is_mkldnn
+
+
+@ONEDNN
+def test_a_model_with_packed_weights_answers_as_without():
+    plain, packed = (Vita.from_pretrained("tests/golden/checkpoint", pack=p) for p in (False, True))
+    assert packed.state_dict().keys() == plain.state_dict().keys()
+    assert {m.weight.is_mkldnn for m in packed.decoder.modules() if isinstance(m, Linear)} == {True}
+    ids = torch.arange(1, 12)[None]
+    with torch.inference_mode():
+        a, b = plain(ids).logits, packed(ids).logits
+    assert (a - b).abs().max() < 1e-4 * a.abs().max()
+    assert plain.generate(ids, max_new_tokens=8).equal(packed.generate(ids, max_new_tokens=8))
+    with pytest.raises(ValueError, match="int8 weights cannot be packed"):
+        Vita.from_pretrained("tests/golden/checkpoint", quantize="int8", pack=True)

@@ -229,6 +229,20 @@ class Bench:
             compared("decode, bfloat16, batch 4, over our batch 1", "tokens/s", four, one, (">=", 3)),
         ]
 
+    def packed(self):
+        """The same with ``pack``, which is for several rows: one alone is slower with it."""
+        ours, length = ("ours", "bfloat16", "packed"), self.sizes["prompt"]
+        plays = self.writes(*ours), self.writes("theirs", "bfloat16"), self.writes(*ours, batch=4)
+        plays += self.writes("theirs", "bfloat16", batch=4), self.writes("ours", "bfloat16")
+        packed, theirs, four, their_four, one = self.turns(*plays)
+        rates, fours = [figures(c, "prefill") for c in (packed, theirs)], figures(four, "decode")
+        return [
+            compared(f"prefill {length}, bfloat16, packed", "tokens/s", *rates, (">=", 1.3)),
+            compared("decode, bfloat16, packed", "tokens/s", *(figures(c, "decode") for c in (packed, theirs)), (">=", 1.7)),
+            compared("decode, bfloat16, batch 4, packed", "tokens/s", fours, figures(their_four, "decode"), (">=", 1.5)),
+            compared("the same over our batch 1, not packed", "tokens/s", fours, figures(one, "decode"), (">=", 3)),
+        ]
+
     def int8(self):
         plays = self.writes("ours", "bfloat16", "int8"), self.writes("ours", "bfloat16")
         rates = (figures(column, "decode") for column in self.turns(*plays))
@@ -300,7 +314,7 @@ class Bench:
         ]
 
 
-ROWS = ("bus", "decode", "float32", "prefill", "batch", "int8", "load", "memory", "long", "picture", "speech")
+ROWS = ("bus", "decode", "float32", "prefill", "batch", "packed", "int8", "load", "memory", "long", "picture", "speech")
 
 
 # ---- the table

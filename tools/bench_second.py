@@ -50,9 +50,9 @@ class Ours:
 
         self.library, self.imports = vita_ref.Vita, resident("VmRSS")
 
-    def load(self, folder, dtype, quantize=None):
-        start = CLOCK()
-        self.vita = self.library.from_pretrained(folder, dtype=getattr(torch, dtype), quantize=quantize)
+    def load(self, folder, dtype, option=None):
+        start, given = CLOCK(), {None: {}, "int8": {"quantize": "int8"}, "packed": {"pack": True}}[option]
+        self.vita = self.library.from_pretrained(folder, dtype=getattr(torch, dtype), **given)
         return {"late_s": 0.0, "load_s": CLOCK() - start}
 
     def tokens(self, prompt, batch, new):

@@ -60,6 +60,7 @@ def parser():
     p.add_argument("--seed", type=int)
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
     p.add_argument("--quantize", choices=["int8"], help="weight-only int8")
+    p.add_argument("--pack", action="store_true", help="weights in the processor's order: for long prompts and --batch")
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int)
     p.add_argument("--max-tiles", type=int, help="tiles a picture is cut into at most; 1 turns tiling off")
@@ -104,6 +105,8 @@ def check(a):
         raise ValueError(f"--speak {a.speak}: its folder does not exist")
     if a.top and not (a.json or a.batch):
         raise ValueError("--top needs --json")
+    if a.pack and a.quantize:
+        raise ValueError("--pack and --quantize do not go together")
     if a.ranks and not a.dry_run:
         raise ValueError("--ranks needs --dry-run")
     if a.system is not None and a.system_file is not None:
@@ -242,6 +245,7 @@ def run(a):
             audio_dir=a.audio_dir,
             speech_dir=a.speech_dir,
             split=parallel.world() > 1,
+            pack=a.pack,
             progress=loading_bar() if talk else None,
         )
         loaded = time.perf_counter() - start

@@ -97,6 +97,8 @@ def linear(x, weight, bias=None):
 
     The ways differ in rounding alone; ``torch.use_deterministic_algorithms(True)`` keeps to the plain one.
     """
+    if weight.is_mkldnn:
+        return packed(x, weight, bias)
     few = 0 < x.numel() <= FEW * x.shape[-1] and weight.numel() >= LARGE and weight.is_contiguous()
     if not few or x.device.type != "cpu" or x.requires_grad or weight.requires_grad and torch.is_grad_enabled():
         return F.linear(x, weight, bias)
@@ -107,6 +109,29 @@ def linear(x, weight, bias=None):
     if bias is not None:
         out = out + bias  # [R, O]
     return out.view(*x.shape[:-1], -1)
+
+
+def packed(x, weight, bias=None):
+    """The same with a weight that `pack` has rearranged; fewer than four rows are quicker as four."""
+    rows = x.reshape(-1, x.shape[-1])  # [R, I]
+    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [max(R, 4), I]
+    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [max(R, 4), O]
+    return out[: len(rows)].view(*x.shape[:-1], -1)
+
+
+def pack(module):
+    """Rearranges the weights of every `Linear` in a module, one by one, in the order in which oneDNN reads them.
+
+    For those who decode several rows at a time. A weight keeps its name, shape and size; ``to_dense()`` gives
+    its numbers back.
+    Raises: ValueError where this processor or the dtype has no such order.
+    """
+    known = {torch.float32: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+    for linear in [m for m in module.modules() if isinstance(m, Linear)]:
+        weight = linear.weight
+        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not known.get(weight.dtype):
+            raise ValueError(f"weights in {str(weight.dtype)[6:]} on {weight.device.type} cannot be packed here")
+        linear.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)
 
 
 class Linear(nn.Linear):

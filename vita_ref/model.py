@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import checkpoint, parallel, quant, sampling, spoken
+from . import checkpoint, linear, parallel, quant, sampling, spoken
 from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
 from .config import VitaConfig
@@ -88,6 +88,7 @@ class Vita(nn.Module):
         audio_dir=None,
         speech_dir=None,
         split=False,
+        pack=False,
         progress=None,
     ):
         """Reads a checkpoint folder (see `VitaConfig.from_folder`) into a model in eval mode.
@@ -96,11 +97,14 @@ class Vita(nn.Module):
         matrices as they arrive; ``vision_dir`` and ``audio_dir`` say where a VITA-1.5 folder's towers
         have their configs, ``speech_dir`` where ``decoder/`` and ``codec/`` lie (else a folder
         ``vita_tts_ckpt`` or ``speech`` is looked for); ``split`` reads this process's part of the decoder
-        alone, one of torch.distributed's (see `parallel`); ``progress(done, total)`` counts tensors.
+        alone, one of torch.distributed's (see `parallel`); ``pack`` rearranges its matrices for several
+        rows at a time (see `linear.pack`); ``progress(done, total)`` counts tensors.
         Raises: ValueError for whatever does not fit, with names.
         """
         if quantize not in (None, "int8"):
             raise ValueError(f"quantize must be None or 'int8', got {quantize!r}")
+        if quantize and pack:
+            raise ValueError("int8 weights cannot be packed: give pack or quantize")
         config = VitaConfig.from_folder(folder, vision_dir=vision_dir, audio_dir=audio_dir)
         files = checkpoint.locate(folder)
         if config.template == "vita":
@@ -118,6 +122,8 @@ class Vita(nn.Module):
         checkpoint.load(
             vita, TABLE, files, dtype=dtype, device=device, ignored=absent, assign=assign, part=part, progress=progress
         )
+        if pack:
+            linear.pack(vita.decoder)
         if speech_dir := speech_folder(Path(folder), speech_dir):
             vita.speech = Speech.from_pretrained(speech_dir, device=device)
             vita.config = replace(vita.config, speech=vita.speech.decoder.config)
