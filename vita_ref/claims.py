@@ -332,6 +332,9 @@ def work(config):
         linear.linear(torch.randn(1, rows, 500), weight, torch.zeros(204))
         for way in linear.ways(weight):
             way(torch.randn(rows, 500), weight)
+    if torch.backends.mkldnn.is_available():
+        linear.pack(packed := linear.Linear(500, 204))
+        packed(torch.randn(6, 500))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "global_cmvn"
         file.write_text(json.dumps({"mean_stat": [1.0] * bins, "var_stat": [9.0] * bins, "frame_num": 3}))

@@ -112,10 +112,10 @@ def linear(x, weight, bias=None):
 
 
 def packed(x, weight, bias=None):
-    """The same with a weight that `pack` has rearranged; fewer than four rows are quicker as four."""
+    """The same with a weight that `pack` has rearranged; fewer than four rows are quicker as N = 4."""
     rows = x.reshape(-1, x.shape[-1])  # [R, I]
-    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [max(R, 4), I]
-    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [max(R, 4), O]
+    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [N, I]
+    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [N, O]
     return out[: len(rows)].view(*x.shape[:-1], -1)
 
 
