@@ -1,7 +1,8 @@
 """Trains the demo's eye and decoder: python tools/train_demo.py eye --work build/demo, and decoder
 
 Apart, so that the two may run side by side: the eye learns to write what stands where as fixed random codes,
-the decoder to answer from such codes; ``train_ear.py`` then gives the model its ear and fits the parts together.
+the decoder to answer from such codes, some of them of colours and shapes that are made up, so that it looks at both
+and knows no pair by heart; ``train_ear.py`` then gives the model its ear and fits the parts together.
 Several questions about one picture stand in one row, each seeing the picture and itself alone; the loss is
 on answers. Every picture is drawn anew. A line every 20 steps, a save every 100; begun again where it stopped.
 """

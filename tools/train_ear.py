@@ -159,7 +159,7 @@ def hear_all(model, said, rng):
 
 
 def main():
-    stages = {"ear": 1500, "finish": 2500}
+    stages = {"ear": 1500, "finish": 4500}
     parser = arguments(__doc__, stages)
     parser.add_argument("--out", type=Path, default=Path("weights/demo"))
     a = parser.parse_args()
