@@ -162,6 +162,9 @@ def test_finish_leaves_the_eye_as_it_was_and_weights_that_answer(tmp_path, monke
     assert after[normal].equal(before[normal])
     vita = Vita.from_pretrained(tmp_path / "out")
     assert vita.config == CONFIG and isinstance(vita.respond("Is it red?", max_new_tokens=3), str)
+    for table in (vita.decoder.embed_tokens.weight, vita.decoder.lm_head.weight):  # what was made up is forgotten
+        alike = [i for i in range(SP.vocab_size()) if table[i].equal(table[SP.piece_to_id("<0xFF>")])]
+        assert [SP.id_to_piece(i) for i in alike] == [f"<0x{byte:02X}>" for byte in (*range(0x80, 0xE0), 0xFF)]
     eye = Model(CONFIG)
     eye.vision.load_state_dict({k.removeprefix("vision."): v for k, v in before.items() if k.startswith("vision.")})
     with torch.no_grad():

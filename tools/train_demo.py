@@ -106,6 +106,13 @@ class Packer:
                 found[self.sp.piece_to_id(form)] = self.sp.piece_to_id(f"<0x{byte:02X}>")
         return found
 
+    def forget(self, decoder):
+        """Gives those pieces the rows of one that never stood for anything, so that none is ever answered."""
+        names = [[(word, number)] for word in (next(iter(world.COLOURS)), world.SHAPES[0]) for number in range(world.MADE_UP)]
+        made_up = [piece for name in names for piece in self.stand_ins(name).values()]
+        for table in (decoder.embed_tokens.weight, decoder.lm_head.weight):
+            table.data[made_up] = table.data[self.sp.piece_to_id("<0xFF>")]
+
     def row(self, images, pairs, names=()):
         """One row: the pictures' places, then as many pairs as fit, with the stand-ins of a scene's ``names``."""
         swap = self.stand_ins(names)

@@ -216,6 +216,7 @@ def main():
     stage.run(model, losses)
     if a.stage == "finish":
         a.out.mkdir(parents=True, exist_ok=True)
+        packer.forget(model.decoder)
         model.save(a.out, config)
         shutil.copy(a.work / "tokenizer.model", a.out)
 
