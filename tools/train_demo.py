@@ -111,7 +111,7 @@ class Packer:
         names = [[(word, number)] for word in (next(iter(world.COLOURS)), world.SHAPES[0]) for number in range(world.MADE_UP)]
         made_up = [piece for name in names for piece in self.stand_ins(name).values()]
         for table in (decoder.embed_tokens.weight, decoder.lm_head.weight):
-            table.data[made_up] = table.data[self.sp.piece_to_id("<0xFF>")]
+            table.data[made_up] = table.data[self.sp.piece_to_id("<0xFF>")].clone()
 
     def row(self, images, pairs, names=()):
         """One row: the pictures' places, then as many pairs as fit, with the stand-ins of a scene's ``names``."""
