@@ -126,12 +126,18 @@ def pack(module):
     its numbers back.
     Raises: ValueError where this processor or the dtype has no such order.
     """
-    known = {torch.float32: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
     for linear in [m for m in module.modules() if isinstance(m, Linear)]:
         weight = linear.weight
-        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not known.get(weight.dtype):
+        if not packable(weight.dtype) or weight.device.type != "cpu":
             raise ValueError(f"weights in {str(weight.dtype)[6:]} on {weight.device.type} cannot be packed here")
         linear.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)
+
+
+def packable(dtype):
+    """Whether torch has oneDNN, and it kernels of its own for the dtype on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Linear(nn.Linear):
