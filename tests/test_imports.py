@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "request": {"fbank", "image", "video", "prompt"},
     "model": {
         *("config", "cache", "sampling", "image", "fbank", "video", "tokenizer", "prompt", "checkpoint", "quant"),
-        *("splice", "decoder", "vision", "audio", "vocoder", "speech", "request", "spoken", "parallel"),
+        *("splice", "decoder", "vision", "audio", "vocoder", "speech", "request", "spoken", "parallel", "linear"),
     },
     "budget": {"audio", "checkpoint", "config", "model", "quant", "speech", "splice", "tokenizer"},
     "claims": EVERYTHING,
