@@ -18,7 +18,7 @@ import torch
 import train_demo
 from demo_model import (
     CODES,
-    MADE_UP,
+    MADE_UP_TRAITS,
     PLACES,
     TRAITS,
     Model,
@@ -306,7 +306,7 @@ def test_a_made_up_name_has_a_row_of_its_own_in_the_place_of_the_words(thing, nu
     for word, own, new in ((thing.color, colour, number), (thing.shape, 8 + shape, world.MADE_UP + number)):
         named, renamed = scene_codes([scene, replace(scene, names=((word, number),))])
         expected = named.clone()
-        expected[place] += MADE_UP[quarter, new] - TRAITS[quarter, own]
+        expected[place] += MADE_UP_TRAITS[quarter, new] - TRAITS[quarter, own]
         torch.testing.assert_close(renamed, expected, atol=1e-5, rtol=0)
 
 

@@ -138,7 +138,7 @@ def patch_loss(scores, labels):
 
 CODES = torch.randn(1 + 4 * 19 + 4 * 2, 256, generator=torch.Generator().manual_seed(7)) * 0.05
 BLANK, TRAITS, PLACES = CODES[0], CODES[1:77].view(4, 19, 256), CODES[77:].view(4, 2, 256)
-MADE_UP = torch.randn(4, 2 * world.MADE_UP, 256, generator=torch.Generator().manual_seed(8)) * 0.05  # colours, shapes
+MADE_UP_TRAITS = torch.randn(4, 2 * world.MADE_UP, 256, generator=torch.Generator().manual_seed(8)) * 0.05  # colours, shapes
 
 
 def scene_codes(scenes, mixed=False, grid=8):
@@ -148,7 +148,7 @@ def scene_codes(scenes, mixed=False, grid=8):
     shape, size, presence, the offsets from the patch's middle and from the picture's. What has no
     name adds nothing or, ``mixed``, a random mixture of all names.
     """
-    rows = torch.cat([TRAITS, MADE_UP], 1)
+    rows = torch.cat([TRAITS, MADE_UP_TRAITS], 1)
     traits_of = torch.zeros(len(scenes), grid // 2, grid // 2, *rows.shape[:2])
     places_of = torch.zeros(len(scenes), grid // 2, grid // 2, 4, 2)
     for i, scene in enumerate(scenes):

@@ -94,8 +94,9 @@ class Packer:
         return codes + 0.02 * torch.randn_like(codes), rows  # about as far off as the eye will be
 
     def stand_ins(self, names):
-        """The pieces of words that stand for something made up, and the pieces that are written for them: pieces of
-        single bytes, which the world's language has no use for.
+        """The pieces of words that stand for something made up -> the pieces of single bytes that are written instead.
+
+        The world's language has no use for bytes over 127.
         """
         found = {}
         for word, number in names:
