@@ -52,6 +52,8 @@ def test_what_touches_does_not_fit():
     one = world.Thing("red", "circle", "small", 0.3, 0.5, 0.1, 0.0)
     for x, fit in ((0.52, True), (0.51, True), (0.505, False), (0.45, False)):
         assert world.fits((one, replace(one, x=x))) == fit
+    assert world.gap((one, replace(one, x=0.55), replace(one, x=0.9))) == pytest.approx(0.05, abs=1e-3)
+    assert world.gap((one,)) == 1 and world.gap((one, replace(one, x=0.45))) == pytest.approx(-0.05, abs=1e-3)
     for x, fit in ((0.11, True), (0.102, False), (0.898, False)):
         assert world.fits((replace(one, x=x),)) == fit
     circle = world.Thing("red", "circle", "large", 0.4, 0.4, 0.17, 0.0)

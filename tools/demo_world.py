@@ -8,6 +8,7 @@ A contact sheet: ``python tools/demo_world.py sheet.png``. Test: ``pytest tests/
 """
 
 import io
+import itertools
 import math
 import random
 import sys
@@ -114,16 +115,16 @@ def outline(thing):
     return thing.radius * points + (thing.x, thing.y)
 
 
+def gap(things):
+    """The width of the straight strip that parts the two nearest things; not above 0 where none does."""
+    spans = [(span.min(0), span.max(0)) for span in (outline(thing) @ DIRECTIONS for thing in things)]
+    pairs = itertools.combinations(spans, 2)
+    return min((max((a[0] - b[1]).max(), (b[0] - a[1]).max()) for a, b in pairs), default=1.0)
+
+
 def fits(things):
-    """Whether they lie wholly inside and a straight strip of 1 % of the side parts any two."""
-    spans = []
-    for points in map(outline, things):
-        span = points @ DIRECTIONS
-        low, high = span.min(0), span.max(0)
-        if points.min() < 0.005 or points.max() > 0.995 or any(max((low - h).max(), (l - high).max()) < 0.01 for l, h in spans):
-            return False
-        spans.append((low, high))
-    return True
+    """Whether they lie wholly inside and a strip of 1 % of the side parts any two."""
+    return all(((0.005 <= points) & (points <= 0.995)).all() for points in map(outline, things)) and gap(things) >= 0.01
 
 
 def _background(rng):

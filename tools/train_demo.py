@@ -156,6 +156,11 @@ def answer_losses(model, features, ids, labels, positions, visible):
     return F.cross_entropy(logits, labels[:, 1:][counted], reduction="none"), counted
 
 
+def nearest(rng):
+    """That of three scenes whose things stand nearest to each other."""
+    return min((world.sample_scene(rng) for _ in range(3)), key=lambda scene: world.gap(scene.things))
+
+
 def arguments(description, stages):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=list(stages))
@@ -183,7 +188,8 @@ def main():
     rng, odd = packer.rng, a.batch // 4
 
     def eye(step):
-        seen = [world.sample_scene(rng) for _ in range(a.batch - 2 * odd)]
+        seen = [world.sample_scene(rng) for _ in range(odd)]
+        seen += [nearest(rng) for _ in range(a.batch - 3 * odd)]
         tinted, blobs = odd_scenes(odd, rng)
         shown = [*seen, *tinted, *blobs]
         patches, features = model.see(as_pixels([world.picture(scene, rng) for scene in shown], config))
