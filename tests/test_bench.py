@@ -93,7 +93,7 @@ def test_the_operations_of_a_tile_are_those_that_torch_counts():
 
 @pytest.mark.parametrize("name", [n for n in bench.ROWS if n not in ("load", "memory", "long")])
 def test_rows_have_a_ratio_for_each_turn(folders, name):
-    if name in ("decode", "float32", "prefill", "batch"):
+    if name in ("decode", "float32", "prefill", "batch", "packed"):
         pytest.importorskip("transformers")
     for row in getattr(begun(folders, [], pairs=3), name)():
         assert row.ours > 0 and len(row.ratios) in (0, 3) and all(r > 0 for r in row.ratios), row
