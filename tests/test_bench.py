@@ -106,7 +106,7 @@ def test_a_process_of_its_own_loads_and_knows_its_memory_and_says_of_what_it_die
         told = side.ask("tokens", 6, 2, 3)
         assert min(told["first_s"], told["prefill"], told["decode"]) > 0
         memory = side.ask("memory")
-        assert 50e6 < memory["imports"] < memory["peak"]
+        assert 50e6 < memory["imports"] <= memory["peak"]
         with pytest.raises(RuntimeError, match="'ours' ended at load"):
             side.ask("load", "/nowhere", "bfloat16")
     assert "no checkpoint folder" in capfd.readouterr().err
