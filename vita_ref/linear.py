@@ -126,11 +126,11 @@ def pack(module):
     its numbers back.
     Raises: ValueError where this processor or the dtype has no such order.
     """
-    for linear in [m for m in module.modules() if isinstance(m, Linear)]:
-        weight = linear.weight
+    for each in [m for m in module.modules() if isinstance(m, Linear)]:
+        weight = each.weight
         if not packable(weight.dtype) or weight.device.type != "cpu":
             raise ValueError(f"weights in {str(weight.dtype)[6:]} on {weight.device.type} cannot be packed here")
-        linear.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)
+        each.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)
 
 
 def packable(dtype):
