@@ -30,6 +30,7 @@ class Here:
 
     def __init__(self, who, asked):
         self.who, self.side, self.asked = who, bench_second.SIDES[who](), asked
+        self.side.imports = 0  # this process holds far more than imports, and so small a model may fit in between
 
     def ask(self, task, *arguments):
         self.asked.append((self.who, task))
@@ -106,7 +107,7 @@ def test_a_process_of_its_own_loads_and_knows_its_memory_and_says_of_what_it_die
         told = side.ask("tokens", 6, 2, 3)
         assert min(told["first_s"], told["prefill"], told["decode"]) > 0
         memory = side.ask("memory")
-        assert 50e6 < memory["imports"] <= memory["peak"]
+        assert 50e6 < memory["imports"] < memory["peak"]
         with pytest.raises(RuntimeError, match="'ours' ended at load"):
             side.ask("load", "/nowhere", "bfloat16")
     assert "no checkpoint folder" in capfd.readouterr().err
@@ -119,10 +120,7 @@ def test_loads_and_peaks_are_each_measured_in_a_new_side(folders):
     rows = [*work.load(), *work.memory(), *work.long()]
     loaded = [who for who, task in asked if task == "load"]
     assert loaded == ["ours", "theirs"] * (1 + 2) + ["ours", "theirs"] + ["ours"] * len(SMALL["lengths"])
-    over = [row.ours for row in rows if "over the imports" in row.what]  # 0 where so small a model fits into what they left
-    assert len(over) == 1 + len(SMALL["lengths"]) and all(gigabytes >= 0 for gigabytes in over)
-    assert all(row.ours > 0 for row in rows if "over the imports" not in row.what)
-    assert [row.goal is not None for row in rows] == [1, 1, 0, 1, 0, 0, 0, 0, 1]
+    assert all(row.ours > 0 for row in rows) and [row.goal is not None for row in rows] == [1, 1, 0, 1, 0, 0, 0, 0, 1]
     weights, cache = bench.weight_elements(QWEN.decoder), bench.cache_elements(QWEN.decoder, 1, 11 + 8)
     assert rows[3].other == pytest.approx(2 * (weights + cache) / 1e9)
 
