@@ -287,6 +287,13 @@ def test_the_peak_is_not_below_what_loading_takes(tmp_path, quantize):
     assert found["weights"]["total"]["bytes"] <= real - mapped <= found["peak_bytes"]
 
 
+def test_packing_holds_the_largest_matrix_twice_for_a_moment():
+    config = replace(CONFIG, decoder=replace(CONFIG.decoder, vocab_size=30000))
+    plain, packed = (needs(config, asked(7), pack=pack, max_new_tokens=1) for pack in (False, True))
+    largest = 4 * 30000 * CONFIG.decoder.hidden_size
+    assert packed["peak_bytes"] == packed["weights"]["total"]["bytes"] + largest > plain["peak_bytes"]
+
+
 def test_what_a_real_run_would_refuse_is_refused():
     with pytest.raises(ValueError, match="too short"):
         needs(CONFIG, asked(AUDIO, frames=[6]))

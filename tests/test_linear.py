@@ -166,6 +166,15 @@ def test_packed_weights_give_the_same_product(rows, inputs, outputs, dtype, bias
             assert (out - wanted).abs().max() <= LOOSE[dtype] * (1 + want.abs().max())
 
 
+@ONEDNN
+def test_packed_weights_take_no_rows_and_pass_gradients_on():
+    module, x = Linear(5, 4), torch.randn(2, 3, 5, requires_grad=True)
+    want = torch.autograd.grad(module(x).square().sum(), x)[0]
+    pack(module)
+    assert module(torch.zeros(2, 0, 5)).shape == (2, 0, 4)
+    torch.testing.assert_close(torch.autograd.grad(module(x).square().sum(), x)[0], want)
+
+
 def test_what_cannot_be_packed_says_so():
     with pytest.raises(ValueError, match="weights in float16 on cpu cannot be packed here"):
         pack(nn.Sequential(Linear(3, 4).half()))

@@ -18,6 +18,7 @@ import torch
 
 from vita_ref import Vita, VitaConfig, generate, parallel
 from vita_ref.config import DecoderConfig, VisionConfig
+from vita_ref.linear import packable
 
 SIZES = DecoderConfig(301, 35, 41, 2, 12, 4, 6)  # the ranks do not get equal parts of V, D and F
 CONFIGS = {
@@ -72,6 +73,7 @@ def work(rank, folder, ports):
         found["untied"] = account(folder / "untied", split=True)
         found["tied"] = account(folder / "tied", split=True)
         found["int8"] = account(folder / "untied", split=True, quantize="int8")
+        found["packed"] = account(folder / "untied", split=True, pack=packable(torch.float32))
     commands = {
         "answer": (*FLAGS, folder / "untied"),
         "odd": (*FLAGS, folder / "odd"),
@@ -110,6 +112,7 @@ def run(tmp_path_factory):
         worker.start()
     whole = {"untied": account(folder / "untied"), "tied": account(folder / "tied")}
     whole |= {"int8": account(folder / "untied", quantize="int8"), "answer": command(*FLAGS, folder / "untied")}
+    whole["packed"] = whole["untied"]
     for worker in workers:
         worker.join(100)
         if worker.is_alive():
@@ -118,7 +121,7 @@ def run(tmp_path_factory):
     return SimpleNamespace(whole=whole, ranks=[torch.load(folder / f"rank{r}.pt") for r in range(2)])
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("kind", ["untied", "tied", "packed"])
 def test_the_logits_are_those_of_one_process_within_rounding(run, kind):
     want = run.whole[kind]["logits"]
     for rank in run.ranks:
@@ -126,7 +129,7 @@ def test_the_logits_are_those_of_one_process_within_rounding(run, kind):
         assert (rank[kind]["logits"] - want).abs().max() < 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied", "int8"])
+@pytest.mark.parametrize("kind", ["untied", "tied", "int8", "packed"])
 def test_every_rank_has_the_same_bits_and_draws_the_same_tokens(run, kind):
     first, second = (rank[kind] for rank in run.ranks)
     for name in ("logits", "greedy", "seeded", "sampled"):
@@ -134,7 +137,7 @@ def test_every_rank_has_the_same_bits_and_draws_the_same_tokens(run, kind):
     assert not first["sampled"][0].equal(first["sampled"][1])
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("kind", ["untied", "tied", "packed"])
 def test_tokens_are_those_of_one_process(run, kind):
     for name in ("greedy", "seeded"):
         assert run.ranks[0][kind][name].equal(run.whole[kind][name])

@@ -214,7 +214,7 @@ def passing_bytes(config, group, lengths, size, quantize):
     return (max(layer, mask) + matrix) * size + mask  # the mask is kept in bytes too
 
 
-def needs(config, ready, *, dtype, quantize=None, max_new_tokens=256, group=8, speech=None):
+def needs(config, ready, *, dtype, quantize=None, pack=False, max_new_tokens=256, group=8, speech=None):
     """What prepared requests need when ``group`` of them run at a time, as a dict that JSON can hold.
 
     ``speech`` is the voice on the meta device, if it is loaded too. Operations are those of all requests;
@@ -238,7 +238,7 @@ def needs(config, ready, *, dtype, quantize=None, max_new_tokens=256, group=8, s
     held = weights(config, dtype, quantize, speech)
     media = sum(x.nbytes for asked in ready for x in (*asked.images, *asked.sounds))
     largest = d.hidden_size * max(d.intermediate_size, d.vocab_size)
-    loading = largest * size if quantize else 0  # beside its whole numbers until they are made
+    loading = largest * size if quantize or pack else 0  # beside its whole numbers, or itself rearranged
     return {
         "positions": sums | {"longest": longest, "with_new": longest + new},
         "requests": rows,

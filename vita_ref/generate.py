@@ -276,7 +276,7 @@ def dry_run(a):
     )
     ready, ranks = prepared(requests(a), vita, a), a.ranks or parallel.world()
     options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
-    options |= {"max_new_tokens": a.max_new_tokens, "group": GROUP}
+    options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens, "group": GROUP}
     found = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
     found |= budget.needs(vita.config, ready, **options)
     if ranks > 1:

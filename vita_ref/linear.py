@@ -5,6 +5,8 @@ slow at that: on some processors they reach a third of what memory gives. So the
 product, each of a few lines; the first products of each size try them in turn, and the quickest stays. For
 many rows, small matrices, other devices and training it is `torch.nn.functional.linear`.
 
+Who decodes several rows at a time may `pack` a model's weights: rearranged once, they need no choice.
+
 Letters: R rows, I inputs, O outputs.
 
 Test: ``pytest tests/test_linear.py``
@@ -113,10 +115,12 @@ def linear(x, weight, bias=None):
 
 def packed(x, weight, bias=None):
     """The same with a weight that `pack` has rearranged; fewer than four rows are quicker as N = 4."""
+    if x.requires_grad:  # oneDNN's operator gives no gradient
+        return F.linear(x, weight.to_dense(), bias)
     rows = x.reshape(-1, x.shape[-1])  # [R, I]
     full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [N, I]
     out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [N, O]
-    return out[: len(rows)].view(*x.shape[:-1], -1)
+    return out[: len(rows)].view(*x.shape[:-1], len(weight))
 
 
 def pack(module):
@@ -134,7 +138,7 @@ def pack(module):
 
 
 def packable(dtype):
-    """Whether torch has oneDNN, and it kernels of its own for the dtype on this processor."""
+    """Whether torch has oneDNN, and oneDNN has kernels for the dtype on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
