@@ -354,7 +354,7 @@ def main():
     p.add_argument("--pairs", type=int, default=5, help="turns that count")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--work", type=Path, default=ROOT / "build/bench", help="where the random models lie")
-    p.add_argument("--new", type=int, default=SIZES["new"], help="tokens written in a turn of decoding; from 25 on the warm-up tries all ways")
+    p.add_argument("--new", type=int, default=SIZES["new"], help="tokens a turn; from 25 on the warm-up tries all ways")
     p.add_argument("--json", type=Path, help="also write the figures there")
     a = p.parse_args()
     if a.pairs < 1 or a.new < 2:

@@ -157,10 +157,10 @@ def scene_codes(scenes, mixed=False, grid=8):
             x, y = int(t.x * grid), int(t.y * grid)
             cell = i, y // 2, x // 2, y % 2 * 2 + x % 2
             colour, shape, size = traits(t)
-            if t.color in names:
+            if t.color in names:  # its row stands behind all of TRAITS
                 colour = 19 + names[t.color]
-            if t.shape in names:
-                shape = 11 + world.MADE_UP + names[t.shape]
+            if t.shape in names:  # behind those; counted from 8, as shapes are
+                shape = 19 + world.MADE_UP + names[t.shape] - 8
             for trait, first, count in ((colour, 0, 8), (shape, 8, 6), (size, 14, 2), (0, 16, 1)):
                 if trait is not None:
                     traits_of[(*cell, first + trait)] += 1

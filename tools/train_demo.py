@@ -43,6 +43,8 @@ class Packer:
     def __init__(self, sp, seed):
         self.sp, self.rng, self.known = sp, random.Random(seed), {}
         self.user, self.assistant, self.end = (sp.piece_to_id(s) for s in (USER, ASSISTANT, END))
+        # pieces of single bytes, which the world's language has no use for: two forms of each made-up colour, then shape
+        self.made_up = [sp.piece_to_id(f"<0x{128 + i:02X}>") for i in range(4 * world.MADE_UP)]
 
     def ids(self, text):
         if text not in self.known:
@@ -94,25 +96,19 @@ class Packer:
         return codes + 0.02 * torch.randn_like(codes), rows  # about as far off as the eye will be
 
     def stand_ins(self, names):
-        """The pieces of words that stand for something made up -> the pieces of single bytes that are written instead.
-
-        The world's language has no use for bytes over 127.
-        """
+        """The pieces of words that stand for something made up -> the pieces that are written instead."""
         found = {}
         for word, number in names:
             shape = word in world.SHAPES
             forms = (f"\u2581{word}", f"\u2581{world.plural(word)}" if shape else word.capitalize())
             for i, form in enumerate(forms):
-                byte = 128 + 2 * (number + shape * world.MADE_UP) + i
-                found[self.sp.piece_to_id(form)] = self.sp.piece_to_id(f"<0x{byte:02X}>")
+                found[self.sp.piece_to_id(form)] = self.made_up[2 * (number + shape * world.MADE_UP) + i]
         return found
 
     def forget(self, decoder):
         """Gives those pieces the rows of one that never stood for anything, so that none is ever answered."""
-        names = [[(word, number)] for word in (next(iter(world.COLOURS)), world.SHAPES[0]) for number in range(world.MADE_UP)]
-        made_up = [piece for name in names for piece in self.stand_ins(name).values()]
         for table in (decoder.embed_tokens.weight, decoder.lm_head.weight):
-            table.data[made_up] = table.data[self.sp.piece_to_id("<0xFF>")].clone()
+            table.data[self.made_up] = table.data[self.sp.piece_to_id("<0xFF>")].clone()
 
     def row(self, images, pairs, names=()):
         """One row: the pictures' places, then as many pairs as fit, with the stand-ins of a scene's ``names``."""

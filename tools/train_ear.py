@@ -3,7 +3,8 @@
 In `ear` the encoder alone learns to write, at every position (80 ms) of a spoken question, the decoder's own
 embedding of the word that is being said, so that the decoder can read what it hears. In `finish` ear and decoder
 learn from rows that ask one question aloud and others in writing, about pictures as the finished eye sees them, and go
-on with codes, made-up ones among them; the eye itself stays, for learning from answers it grew worse at pairs of colour and shape that it had not met.
+on with codes, made-up ones among them; the eye itself stays, for learning from answers it grew worse at pairs of
+colour and shape that it had not met.
 Every picture is drawn and every utterance said anew. Begun again where it stopped.
 """
 
