@@ -134,6 +134,49 @@ def test_the_weights_have_nothing_more_to_do_with_the_file(tmp_path, dtype):
     module.decoder.norm.weight.data.add_(1)  # and they can be written to
 
 
+def maps_of(file):
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see what is mapped")
+@few
+@given(st.booleans(), shardings, st.sampled_from([None, torch.float32]))
+def test_mapped_weights_are_those_of_the_file_whatever_becomes_of_its_name(tied, shards, dtype):
+    with tempfile.TemporaryDirectory() as folder:
+        where, want = written(folder, named(tied), shards), named(tied)
+        module = load(folder, on_meta(tied), dtype=dtype, mmap=True)
+        files = {Path(folder) / name for name in where.values()}
+        held = {file for name, file in where.items() if want[name].is_floating_point()}
+        assert [len(maps_of(f)) for f in sorted(files)] == [f.name in held for f in sorted(files)]
+        sizes = {f: f.read_bytes() for f in files}
+        module.decoder.norm.weight.add_(1)  # they may be written to; the file stays as it is
+        assert {f: f.read_bytes() for f in files} == sizes
+        for file in files:  # as a download replaces them
+            (new := file.with_suffix(".new")).write_bytes(bytes(len(sizes[file])))
+            new.replace(file)
+    module.decoder.norm.weight.sub_(1)
+    for name, own in checkpoint.expected_names(module, PREFIXES).items():
+        got = module.state_dict()[own]
+        torch.testing.assert_close(got, want[name], atol=1e-6 if own == "decoder.norm.weight" else 0, rtol=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see what is mapped")
+def test_what_needs_another_dtype_is_copied_and_the_map_let_go(tmp_path):
+    written(tmp_path, named())
+    module = load(tmp_path, dtype=torch.bfloat16, mmap=True)
+    assert not maps_of(tmp_path / "model.safetensors")
+    assert module.decoder.norm.weight.equal(named()["model.norm.weight"].bfloat16())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see what is mapped")
+@pytest.mark.parametrize("options", [{}, {"mmap": False}, {"quantize": "int8"}, {"dtype": torch.bfloat16}])
+def test_a_model_stays_in_its_file_unless_told_otherwise_or_its_numbers_change(tmp_path, options):
+    shutil.copytree(GOLDEN / "checkpoint", tmp_path / "model")
+    vita = Vita.from_pretrained(tmp_path / "model", **options)
+    assert bool(maps_of(tmp_path / "model" / "model-00001-of-00005.safetensors")) == (not options)
+    assert vita.decoder.norm.weight.equal(Vita.from_pretrained(GOLDEN / "checkpoint", **options).decoder.norm.weight)
+
+
 LOADING = """
 import re, sys
 from pathlib import Path
@@ -153,16 +196,18 @@ def held():  # bytes of memory, what is mapped and was read too
 
 files, seen = checkpoint.locate(folder), []
 before = held()
-checkpoint.load(module, {"": ""}, files, progress=lambda done, total: seen.append(held() - before))
+mmap = sys.argv[4] == "mapped"
+checkpoint.load(module, {"": ""}, files, mmap=mmap, progress=lambda done, total: seen.append(held() - before))
 print(len(seen), max(seen))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to see the memory of a process")
-def test_loading_takes_the_memory_of_the_weights_and_no_second_copy(tmp_path):
+@pytest.mark.parametrize("kind", ["copied", "mapped"])
+def test_loading_takes_the_memory_of_the_weights_and_no_second_copy(tmp_path, kind):
     count, size = 12, 4 << 20
     save_file({f"{i}.weight": torch.full((size,), float(i)) for i in range(count)}, tmp_path / "model.safetensors")
-    command = [sys.executable, "-c", LOADING, str(tmp_path), str(count), str(size)]
+    command = [sys.executable, "-c", LOADING, str(tmp_path), str(count), str(size), kind]
     told, most = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     weights = count * size * 4
     assert told == count and weights / 2 < most < weights + 2**26 + 2 * size * 4

@@ -1,8 +1,8 @@
 """Safetensors folders into a module that was built on the meta device: exact names, exact shapes, one copy.
 
-A table of prefixes says where the checkpoint keeps each part of the module. Files are memory-mapped, their
-tensors are copied out one by one in the wanted dtype, and the map is let go every 64 MB: the peak
-is the weights and that. What is missing, surplus or misshapen is told in one error, before anything is read.
+A table of prefixes says where the checkpoint keeps each part of the module. Files are memory-mapped, and their
+tensors either stay there or are copied out one by one in the wanted dtype, with the map let go every 64 MB: the
+peak is the weights and that. What is missing, surplus or misshapen is told in one error, before anything is read.
 
 Test: ``pytest tests/test_checkpoint.py``
 """
@@ -15,7 +15,8 @@ from torch import nn
 
 _INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names listed of each kind of fault
-_MAPPED = 2**26  # bytes read through one map: pages that were read count as memory until it is let go
+_MAPPED = 2**26  # bytes copied through one map: pages that were read count as memory until it is let go
+_PAGE = 4096  # bytes that a map reads at once, at least
 
 
 def locate(folder):
@@ -113,23 +114,31 @@ def put(owner, leaf, tensor):
     setattr(owner, leaf, tensor)
 
 
-def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=put, part=None, progress=None):
+def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=put, part=None, mmap=False, progress=None):
     """Fills a module built on the meta device from ``files`` (see `locate`), strictly.
 
     Floating-point tensors become ``dtype`` (None: as stored), the others stay. ``assign(owner, leaf,
     tensor)`` puts one tensor in its place; by default as a parameter or buffer of that name.
     ``part(name in the module, tensor)`` gives what is wanted of it, where not all is; the rest is never read.
+    ``mmap`` leaves in the file's map what has its dtype already: no copy, and under memory pressure the system
+    may drop it and read it again; then the file must not be written to while the module is used.
     ``progress(done, total)`` is told how many tensors have been read.
     """
+
+    def stays(stored):
+        return mmap and stored.is_floating_point() and dtype in (None, stored.dtype)
+
     names = account(module, table, files, ignored)
     wanted = [n for n in files if n in names]
     done = 0
     for file in sorted({files[n] for n in wanted}):
-        for name, stored in tensors(file, [n for n in wanted if files[n] == file]):
+        for name, stored in tensors(file, [n for n in wanted if files[n] == file], stays):
+            if stays(stored):
+                stored.flatten()[:: _PAGE // stored.itemsize].sum()  # has each page read now, not in the first answer
             stored = part(names[name], stored) if part else stored
             kind = dtype if stored.is_floating_point() and dtype is not None else stored.dtype
             path, _, leaf = names[name].rpartition(".")
-            assign(module.get_submodule(path), leaf, stored.to(device, kind, copy=True))
+            assign(module.get_submodule(path), leaf, stored.to(device, kind, copy=not stays(stored)))
             del stored  # or its map would stay beside the next one
             done += 1
             if progress:
@@ -137,8 +146,8 @@ def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=p
     return module
 
 
-def tensors(file, names):
-    """Names and tensors of a file one by one, each to be copied before the next is asked for."""
+def tensors(file, names, stays):
+    """Names and tensors of a file one by one, each to be copied before the next is asked for unless it ``stays``."""
     names = list(names)
     while names:
         read = 0
@@ -146,6 +155,6 @@ def tensors(file, names):
             while names and read < _MAPPED:
                 name = names.pop(0)
                 stored = opened.get_tensor(name)
-                read += stored.nbytes
+                read += 0 if stays(stored) else stored.nbytes
                 yield name, stored
                 del stored

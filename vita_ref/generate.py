@@ -61,6 +61,7 @@ def parser():
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
     p.add_argument("--quantize", choices=["int8"], help="weight-only int8")
     p.add_argument("--pack", action="store_true", help="weights in the processor's order: for long prompts and --batch")
+    p.add_argument("--no-mmap", action="store_true", help="copy the weights, so that their file may be overwritten")
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int)
     p.add_argument("--max-tiles", type=int, help="tiles a picture is cut into at most; 1 turns tiling off")
@@ -246,6 +247,7 @@ def run(a):
             speech_dir=a.speech_dir,
             split=parallel.world() > 1,
             pack=a.pack,
+            mmap=not a.no_mmap,
             progress=loading_bar() if talk else None,
         )
         loaded = time.perf_counter() - start

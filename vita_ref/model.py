@@ -89,6 +89,7 @@ class Vita(nn.Module):
         speech_dir=None,
         split=False,
         pack=False,
+        mmap=True,
         progress=None,
     ):
         """Reads a checkpoint folder (see `VitaConfig.from_folder`) into a model in eval mode.
@@ -98,7 +99,8 @@ class Vita(nn.Module):
         have their configs, ``speech_dir`` where ``decoder/`` and ``codec/`` lie (else a folder
         ``vita_tts_ckpt`` or ``speech`` is looked for); ``split`` reads this process's part of the decoder
         alone, one of torch.distributed's (see `parallel`); ``pack`` rearranges its matrices for several
-        rows at a time (see `linear.pack`); ``progress(done, total)`` counts tensors.
+        rows at a time (see `linear.pack`); ``mmap`` leaves weights whose numbers need no change in the file,
+        which must not be written to meanwhile (see `checkpoint.load`); ``progress(done, total)`` counts tensors.
         Raises: ValueError for whatever does not fit, with names.
         """
         if quantize not in (None, "int8"):
@@ -119,9 +121,9 @@ class Vita(nn.Module):
         dtype = dtype if dtype is not None else getattr(torch, config.dtype)
         assign = quant.assign if quantize else checkpoint.put
         part = parallel.part if split else None
-        checkpoint.load(
-            vita, TABLE, files, dtype=dtype, device=device, ignored=absent, assign=assign, part=part, progress=progress
-        )
+        options = {"dtype": dtype, "device": device, "ignored": absent, "progress": progress}
+        mmap = mmap and not (quantize or pack or split) and torch.device(device).type == "cpu"  # these make their own
+        checkpoint.load(vita, TABLE, files, assign=assign, part=part, mmap=mmap, **options)
         if pack:
             linear.pack(vita.decoder)
         if speech_dir := speech_folder(Path(folder), speech_dir):

@@ -326,16 +326,20 @@ def _open_qwen2(vocab_path, merges_path, added):
     library = _need_tokenizers(vocab_path)
     if not merges_path.is_file():
         raise ValueError(f"{vocab_path} needs merges.txt beside it")
+    ids = {name: flags["id"] for name, flags in added.items() if flags["id"] is not None}
+    paths, bpe = (str(vocab_path), str(merges_path)), library.models.BPE
     try:
-        vocab, merges = library.models.BPE.read_file(str(vocab_path), str(merges_path))
-        ids = {name: flags["id"] for name, flags in added.items() if flags["id"] is not None}
-        tok = library.Tokenizer(library.models.BPE(vocab=ids | vocab, merges=merges))
+        tok = library.Tokenizer(bpe.from_file(*paths))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{vocab_path} and merges.txt are no BPE vocabulary: {_one_line(error)}") from error
-    owner = {i: name for name, i in vocab.items()}
     for name, i in ids.items():
-        if owner.get(i, name) != name:
-            raise ValueError(f"{vocab_path}: the id {i} is {owner[i]!r}, but tokenizer_config.json gives it to {name}")
+        if (owner := tok.id_to_token(i)) not in (None, name):
+            raise ValueError(f"{vocab_path}: the id {i} is {owner!r}, but tokenizer_config.json gives it to {name}")
+    behind = sorted(i for name, i in ids.items() if tok.token_to_id(name) != i)
+    size = tok.get_vocab_size()
+    if behind != [*range(size, size + len(behind))]:  # the library would count them without the holes
+        vocab, merges = bpe.read_file(*paths)
+        tok = library.Tokenizer(bpe(vocab=ids | vocab, merges=merges))
     tok.normalizer = library.normalizers.NFC()
     tok.pre_tokenizer = library.pre_tokenizers.Sequence(
         [
