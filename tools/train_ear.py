@@ -29,6 +29,7 @@ from vita_ref.config import AudioConfig
 EAR = AudioConfig(192, 512, 4, 6, subsampling_size=96, adapter_norm="layer")
 AUDIO, ALOUD, GROUP = -500, -2, 12  # the placeholder; the segment of a row that is spoken; sounds heard together
 OUT_OF_SOUND = -100  # the label of padding
+EYE = "vision", "projector", "patches"
 
 
 class Listener(Model):
@@ -178,7 +179,7 @@ def main():
     take("decoder", "decoder")
     learning = [model.blank, model.nearness, *model.audio.parameters()]
     if a.stage == "finish":
-        take("eye", "vision", "projector", "patches")
+        take("eye", *EYE)
         take("ear", "audio", "blank", "nearness")
         learning += model.decoder.parameters()
     stage = Stage(a.stage, a.work, learning, a.steps or stages[a.stage], a.rate).resume(model)
@@ -216,6 +217,7 @@ def main():
 
     stage.run(model, losses)
     if a.stage == "finish":
+        take("eye", *EYE)  # it may have learned on beside this: what it writes stays the same
         a.out.mkdir(parents=True, exist_ok=True)
         packer.forget(model.decoder)
         model.save(a.out, config)
