@@ -512,12 +512,12 @@ def small_config(sp):
 @pytest.mark.parametrize("stage", ["eye", "decoder"])
 def test_a_trainer_shows_and_says_nothing_that_is_kept_out_and_goes_on_where_it_stopped(stage, tmp_path, monkeypatch):
     shutil.copy(DEMO / "tokenizer.model", tmp_path)
-    scenes, rows, drawn, taught = [], [], [], []
+    scenes, rows, drawn, taught, mixtures = [], [], [], [], []
     pack, picture = Packer.batch, world.picture
 
     def codes(shown, mixed=False):
         scenes.extend(shown)
-        assert mixed == (stage == "decoder")
+        mixtures.append(mixed)
         return scene_codes(shown, mixed)
 
     def loss(features, codes, odd):
@@ -541,9 +541,32 @@ def test_a_trainer_shows_and_says_nothing_that_is_kept_out_and_goes_on_where_it_
         assert [odd for odd, _ in taught] == [None, "colour", "shape"] * 5
         assert all((odd == "colour") == (thing.tint is not None) for odd, thing in taught)
     else:
-        assert len(rows) == 3 * (8 + 1) + 2 * 4 and not drawn  # each picture's and one without; every other step has clips
+        assert len(rows) == 4 * (8 + 1) + 4 and not drawn  # each picture's and one without; later clips every other step
+    assert mixtures == ([False, False, True, True, True] if stage == "decoder" else [False] * 3 * 5)  # begins with what has names
     assert not [thing for scene in scenes for thing in shows_kept_out(scene)]
     assert not [name for row in rows for name in names_kept_out(row)]
+
+
+@given(seeds, st.sampled_from([k for k in train_demo.KINDS if k not in ("left_right", "above_below")]))
+@settings(max_examples=20, deadline=None)
+def test_questions_come_by_their_mixture(seed, kind):
+    scene, packer = world.sample_scene(random.Random(seed)), Packer(SP, seed)
+    asked = list(itertools.islice(packer.pairs(scene, dict.fromkeys(train_demo.KINDS, 0) | {kind: 1}), 20))
+    of_that_kind = {question for question, _ in world.questions(scene, random.Random(seed))[kind]}
+    chat = {question for question, _ in world.CHAT}
+    if kind != "exists":  # which asks about what is not there, drawn anew
+        assert {question for question, _ in asked} <= of_that_kind | chat
+    assert {question for question, _ in asked} - chat
+    assert train_demo.BEGINNERS.keys() == train_demo.KINDS.keys()
+
+
+def test_beginners_see_scenes_of_what_has_names(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_demo, "scene_codes", lambda scenes: seen.extend(scenes) or scene_codes(scenes))
+    codes, rows = Packer(SP, 3).plain(12, 16)
+    assert codes.shape == (12, 16, 256) and len(rows) == 13 and len(seen) == 12
+    assert (codes - scene_codes(seen)).std() == pytest.approx(0.02, rel=0.05)
+    assert not any(scene.names or scene.things[0].tint or scene.things[0].shape == "blob" for scene in seen)
 
 
 def test_the_eye_is_taught_codes_at_the_places_where_its_features_end_up():

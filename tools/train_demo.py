@@ -35,6 +35,13 @@ KINDS = {  # how often a question of each kind is put to a picture, relative to 
     "describe": 3, "where": 3, "left_right": 3, "above_below": 3, "count_shape": 2.5, "count_color": 2.5,
     "count": 1, "exists": 2, "size": 1.5, "color": 1, "shape": 1,
 }  # fmt: skip
+# The decoder begins with plain scenes and mostly with questions that one look answers: told everything at once, it
+# described and counted after 7,500 steps, and had not learned to find the thing that a question is about.
+BEGINNING = 1 / 3  # of its steps
+BEGINNERS = KINDS | {
+    "describe": 1, "left_right": 2, "above_below": 2, "count_shape": 1, "count_color": 1,
+    "exists": 4, "size": 3, "color": 5, "shape": 5,
+}  # fmt: skip
 
 
 class Packer:
@@ -51,8 +58,8 @@ class Packer:
             self.known[text] = self.sp.encode(text)
         return self.known[text]
 
-    def pairs(self, scene):
-        """Questions about a scene in the mixture of KINDS, then chat; without end."""
+    def pairs(self, scene, mixture=KINDS):
+        """Questions about a scene by their ``mixture``, then chat; without end."""
         if scene is None:
             while True:
                 if self.rng.random() < 0.5:
@@ -62,7 +69,7 @@ class Packer:
                     yield self.rng.choice(self.rng.choice(other))[0], world.NO_PICTURE
         odd = scene.things[0].tint or scene.things[0].shape == "blob"
         found = {k: v for k, v in (world.odd_questions if odd else world.questions)(scene, self.rng).items() if v}
-        kinds, weights = list(found), [KINDS[k] for k in found]
+        kinds, weights = list(found), [mixture[k] for k in found]
         while True:
             if self.rng.random() < 0.01:
                 yield self.rng.choice(world.CHAT)
@@ -78,6 +85,11 @@ class Packer:
     def clips(self, count):
         return [world.sample_clip(self.rng)[0] for _ in range(count)]
 
+    def plain(self, count, places):
+        """Codes of scenes, and rows about them for beginners."""
+        seen = [world.sample_scene(self.rng) for _ in range(count)]
+        return off(scene_codes(seen)), [self.row(places, self.pairs(s, BEGINNERS)) for s in seen] + [self.row(0, self.pairs(None))]
+
     def coded(self, count, places, of_clips):
         """Codes of scenes or of ``count // 2`` clips, many of what is made up, and rows about them."""
         rng = self.rng
@@ -92,8 +104,7 @@ class Packer:
             seen += [frame for scene in made_up for frame in world.renamed([scene], rng)]
             seen += [scene for part in odd_scenes(count // 8, rng) for scene in part]
             rows = [self.row(places, self.pairs(scene), scene.names) for scene in seen] + [self.row(0, self.pairs(None))]
-        codes = scene_codes(seen, mixed=True)
-        return codes + 0.02 * torch.randn_like(codes), rows  # about as far off as the eye will be
+        return off(scene_codes(seen, mixed=True)), rows
 
     def stand_ins(self, names):
         """The pieces of words that stand for something made up -> the pieces that are written instead."""
@@ -133,6 +144,11 @@ class Packer:
         ids, labels, positions, segments = (torch.tensor(part) for part in fill)
         same = (segments[:, :, None] == segments[:, None]) | (segments[:, None] == 0)
         return ids, labels, positions, same & torch.ones(longest, longest, dtype=torch.bool).tril()
+
+
+def off(codes):
+    """Codes about as far off as the eye will be."""
+    return codes + 0.02 * torch.randn_like(codes)
 
 
 def answer_losses(model, features, ids, labels, positions, visible):
@@ -195,9 +211,10 @@ def main():
         return {"patches": (about, 1.0), "codes": (codes[0], 0.5), "tinted": (codes[1], 0.25), "blobs": (codes[2], 0.25)}
 
     def decoder(step):
-        codes, rows = packer.coded(a.batch, places, step % 2)
+        begins = step < BEGINNING * stage.steps
+        codes, rows = packer.plain(a.batch, places) if begins else packer.coded(a.batch, places, step % 2)
         losses, _ = answer_losses(model, {IMAGE: codes}, *packer.batch(rows))
-        return {"clips" if step % 2 else "answers": (losses.mean(), 1.0)}
+        return {"plain" if begins else "clips" if step % 2 else "answers": (losses.mean(), 1.0)}
 
     stage.run(model, {"eye": eye, "decoder": decoder}[a.stage])
 
