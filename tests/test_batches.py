@@ -345,6 +345,14 @@ def test_a_strong_penalty_says_nothing_twice():
     assert len(set(said)) == len(said)
 
 
+def test_steps_leave_the_callers_tokens_alone_and_need_none():
+    x, penalty = TEXT.inputs(ids(7, 8)), {"max_new_tokens": 9, "repetition_penalty": 1e6}
+    seen = torch.zeros(1, TEXT.config.decoder.vocab_size, dtype=torch.bool)
+    with torch.inference_mode():
+        said, again = ([int(token) for token, _ in TEXT.steps(x, seen=given, **penalty)] for given in (None, seen))
+    assert said == again and len(set(said)) == len(said) and not seen.any()
+
+
 def test_draws_come_from_the_generator_that_is_given():
     def draw(seed, **options):
         options |= {"do_sample": True, "generator": torch.Generator().manual_seed(seed)}

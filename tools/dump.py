@@ -31,7 +31,7 @@ from vita_ref.trace import trace
 USED = {  # the flags that make a request or run it
     *("out", "compare", "tolerance", "deep", "all_logits", "max_new_tokens"),
     *("model", "vision_dir", "audio_dir", "prompt", "image", "audio", "video", "fps", "max_frames", "max_tiles"),
-    *("system", "system_file", "raw", "dtype", "quantize", "device", "threads", "verbose"),
+    *("system", "system_file", "raw", "dtype", "quantize", "no_mmap", "device", "threads", "verbose"),
 }
 
 
@@ -80,6 +80,7 @@ def dump(a):
         quantize=a.quantize,
         vision_dir=a.vision_dir,
         audio_dir=a.audio_dir,
+        mmap=not a.no_mmap,
     )
     ready = prepare(request, vita.config, vita.tokenizer)
     found = record(vita, ready, deep=a.deep, all_logits=a.all_logits, max_new_tokens=a.max_new_tokens)
@@ -150,7 +151,7 @@ def main(argv=None):
             return compare(*a.compare, a.tolerance)
         for name, value in vars(a).items():
             if name not in USED and value != p.get_default(name):
-                raise ValueError(f"--{name.replace('_', '-')} has no meaning here: one request, the likeliest tokens")
+                raise ValueError(f"dump.py does not take --{name.replace('_', '-')}: one request, the likeliest tokens")
         dump(a)
     except ValueError as error:
         print(f"dump.py: {' '.join(str(error).split())}", file=sys.stderr)

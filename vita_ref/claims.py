@@ -57,7 +57,6 @@ NAMES = {  # letters as integers at hand that are not called so: in a file, or i
     "decoder.next_token_loss": {"B": "labels.shape[0]", "S": "labels.shape[1]"},
     "image.load_tiles": {"R": "rows", "C": "columns", "E": "tile"},
     "linear": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
-    "model.audio_features": {"T": "longest"},
     "model.generate": {"B": "len(x.embeds)", "G": "len(written)"},
     "model.spoken_pieces": {"S": "len(ids)"},
     "speech.prefill": {"U": "rows.shape[1]"},

@@ -52,7 +52,7 @@ def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_
     Shapes: [C, W] float in -1..1 -> [T, M] float32
     Units: frame_length and frame_shift in milliseconds, rates in Hz.
     Raises: ValueError where the waveform is not of that form.
-    Source: ``kaldi.fbank`` as whale/init_model.py calls it, without dither (trap B1).
+    Source: ``kaldi.fbank`` as whale/init_model.py calls it, without dither.
     """
     waveform = torch.as_tensor(waveform)
     if waveform.dim() != 2 or not len(waveform) or not waveform.is_floating_point():

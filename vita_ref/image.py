@@ -82,7 +82,7 @@ def tile_grid(width, height, *, tile=448, max_tiles=12, min_tiles=1):
         2 x 2 has 802816 pixels, half are 401408, the picture has 640000: it beats 1 x 1
         3 x 3 has 1806336, half are 903168: too few, so it stays at (2, 2)
 
-    Source: upstream vita/util/data_utils_video_audio_neg_patch.py, trap A7.
+    Source: upstream vita/util/data_utils_video_audio_neg_patch.py.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture must have width and height of at least 1, got {width} x {height}")
@@ -131,7 +131,7 @@ def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENE
 
     Shapes: -> [1, 3, E, E] float32
     Raises: as `open_image`; and ValueError for a strip too thin to be resized whole.
-    Source: upstream vita/util/mm_utils.py and CLIPImageProcessor of transformers, trap A8.
+    Source: upstream vita/util/mm_utils.py and CLIPImageProcessor of transformers.
     """
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")

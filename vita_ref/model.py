@@ -164,6 +164,9 @@ class Vita(nn.Module):
     def audio_features(self, audios):
         """Features [A_i, D] of each sound, from filter banks or from ready embeddings.
 
+        ``audios`` is a dict of ``audios`` [N, T, M] (banks), [N, A, D] (ready) or a list of such rows; ``lengths``
+        [N], how much of each row is real; ``lengths_for_llm`` [N], how many of its positions to keep; ``kind``,
+        "fbank" or "embeds" where the width does not tell; ``state_labels`` [N], for `splice`.
         Raises: ValueError for a dict that does not fit: its lengths, its kind, or the rows' width.
         """
         if audios is None:
@@ -276,7 +279,7 @@ class Vita(nn.Module):
         """One pass over a batch, going on from ``cache`` if one is given.
 
         Shapes: input_ids [B, S] long or a list of [S_i]; images [N, 3, H, W] or a list of [3, H, W]
-        or [F, 3, H, W]; audios a dict (see interface); attention_mask [B, S]; position_ids [B, S];
+        or [F, 3, H, W]; audios a dict (see `audio_features`); attention_mask [B, S]; position_ids [B, S];
         labels [B, S] long, those below zero not counted; inputs_embeds [B, S, D].
         """
         x = self.inputs(
@@ -328,9 +331,12 @@ class Vita(nn.Module):
         """Writes on from `Inputs`: yields (ids [B], logits [B, V]) until every row has ended.
 
         Rows that ended get ``pad_token_id``; ``seen`` [B, V] bool are the tokens that the repetition
-        penalty counts from the start.
+        penalty counts from the start (None: none).
         """
         b, s, _ = x.embeds.shape
+        if repetition_penalty != 1.0:  # a copy: the caller's stays
+            known = x.embeds.new_zeros(b, self.config.decoder.vocab_size, dtype=torch.bool)  # [B, V]
+            seen = known if seen is None else seen.clone()  # [B, V]
         cache = self.decoder.new_cache(b, s + max_new_tokens)
         hidden = self.decoder(
             x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache

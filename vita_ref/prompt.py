@@ -67,7 +67,7 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
     ``medium`` ("image", "video" or "lang"); None looks for placeholders. Sound does not count.
 
     Raises: ValueError for a template, role, content or medium that is not known, or a second system text.
-    Source: upstream's conversation.py, trap E1 and E2; Qwen2's chat template.
+    Source: upstream's conversation.py; Qwen2's chat template.
     """
     layout = _template(template)
     medium = _medium(messages) if medium is None else medium
@@ -135,7 +135,7 @@ def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tens
     """The ids of a prompt with ``image_token_index`` for each ``<image>``; ``<audio>`` is plain text.
 
     Shapes: a list of S ints, or [S] long with ``return_tensors="pt"``.
-    Source: upstream's util/mm_utils.py:45, trap E3.
+    Source: upstream's util/mm_utils.py:45.
     """
     return _as(_encode_around(prompt, tokenizer, {IMAGE: image_token_index}), return_tensors)
 
@@ -144,7 +144,7 @@ def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio
     """The ids of a prompt with an index for each ``<image>`` and each ``<audio>``.
 
     Shapes: a list of S ints, or [S] long with ``return_tensors="pt"``.
-    Source: upstream's util/mm_utils.py:72, trap E3.
+    Source: upstream's util/mm_utils.py:72.
     """
     indices = {IMAGE: image_token_index, AUDIO: audio_token_index}
     return _as(_encode_around(prompt, tokenizer, indices), return_tensors)

@@ -54,9 +54,10 @@ def trace(vita, *, deep=False, all_logits=False):
     """Gives a dict that fills while the model runs: name -> copy on the CPU, in the order of the flow.
 
     Of the decoder the first pass alone is kept, that over the prompt. ``deep`` looks into its layers
-    too; ``all_logits`` gives the logits of every position.
+    too; ``all_logits`` gives the logits of every position. Meanwhile torch's deterministic algorithms are
+    on, so that the same request gives the same numbers: otherwise `linear` picks its kernels by the clock.
     """
-    found = {}
+    found, before = {}, (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
 
     def keep(name, tensor):
         found[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -66,9 +67,11 @@ def trace(vita, *, deep=False, all_logits=False):
         hooks += vision_hooks(vita.vision, vita.projector, keep)
     if vita.audio is not None:
         hooks += audio_hooks(vita.audio, keep)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield found
     finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         for hook in hooks:
             hook.remove()
 

@@ -65,7 +65,7 @@ def slow_fast(features, sf_masks):
     A mask above 0 marks a frame of a film, one number a film; other pictures stay as they are.
 
     Shapes: list of [V, D], V a square -> list of [144, D], [49, D] or, for a mask of 0, [V, D]
-    Source: upstream vita/model/vita_arch.py, trap A9.
+    Source: upstream vita/model/vita_arch.py.
     """
     masks = [int(mask) for mask in sf_masks]
     if len(masks) != len(features):
