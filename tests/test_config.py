@@ -215,6 +215,11 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
     assert all(name in str(error.value) for name in ["vita-2", *PRESETS])
 
 
+def test_the_demo_preset_is_that_of_the_weights_that_ship():
+    shipped = VitaConfig.from_folder(Path(__file__).parent.parent / "weights" / "demo")
+    assert VitaConfig.preset("demo") == shipped
+
+
 def test_a_config_cannot_be_changed_in_place():
     with pytest.raises(FrozenInstanceError):
         VitaConfig.preset("demo").decoder.vocab_size = 3

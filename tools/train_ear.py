@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from train_demo import IMAGE, Packer, answer_losses, arguments
 
 from vita_ref.audio import AudioEncoder
-from vita_ref.config import AudioConfig
+from vita_ref.config import VitaConfig
 
-EAR = AudioConfig(192, 512, 4, 6, subsampling_size=96, adapter_norm="layer")
+EAR = VitaConfig.preset("demo").audio
 AUDIO, ALOUD, GROUP = -500, -2, 12  # the placeholder; the segment of a row that is spoken; sounds heard together
 OUT_OF_SOUND = -100  # the label of padding
 EYE = "vision", "projector", "patches"

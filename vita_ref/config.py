@@ -421,12 +421,12 @@ PRESETS = {
         _QWEN2_7B, bos_token_id=151643, eos_token_ids=(151645, 151643), pad_token_id=151643, dtype="bfloat16"
     ),
     "demo": VitaConfig(
-        DecoderConfig(640, 256, 640, 4, 4, 2, 64, rope_theta=1e4, max_position_embeddings=2048),
+        DecoderConfig(900, 256, 640, 4, 4, 2, 64, rope_theta=1e4, max_position_embeddings=2048),
         VisionConfig(192, 512, 5, 6, image_size=112, layer_norm_eps=1e-6),
-        AudioConfig(192, 512, 4, 6, subsampling_size=192),
+        AudioConfig(192, 512, 4, 6, subsampling_size=96),
         pad_token_id=0,
         bos_token_id=None,
-        eos_token_ids=(5,),
+        eos_token_ids=(4,),
         max_tiles=1,
         template="demo",
     ),
