@@ -541,8 +541,8 @@ def test_a_trainer_shows_and_says_nothing_that_is_kept_out_and_goes_on_where_it_
         assert [odd for odd, _ in taught] == [None, "colour", "shape"] * 5
         assert all((odd == "colour") == (thing.tint is not None) for odd, thing in taught)
     else:
-        assert len(rows) == 4 * (8 + 1) + 4 and not drawn  # each picture's and one without; later clips every other step
-    assert mixtures == ([False, False, True, True, True] if stage == "decoder" else [False] * 3 * 5)  # begins with what has names
+        assert len(rows) == 3 * (8 + 1) + 2 * 4 and not drawn  # each picture's and one without; later clips every other step
+    assert mixtures == ([False] + [True] * 4 if stage == "decoder" else [False] * 3 * 5)  # begins with what has names
     assert not [thing for scene in scenes for thing in shows_kept_out(scene)]
     assert not [name for row in rows for name in names_kept_out(row)]
 
