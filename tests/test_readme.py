@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mutants import MUTANTS
+
 from vita_ref.generate import main, parser
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,10 @@ def test_the_first_forty_lines_hold_promise_commands_answer_and_order():
     head = "\n".join(README.splitlines()[:40])
     for part in ("from scratch in plain PyTorch", "python -m vita_ref.generate --image", "python -m pytest", ".jpg"):
         assert part in head
+
+
+def test_so_many_bugs_are_planted():
+    assert f"plants {len(MUTANTS)} one-line bugs" in README
 
 
 def test_ci_runs_the_test_command_of_the_readme():

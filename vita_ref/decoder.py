@@ -54,7 +54,11 @@ QUERIES = 512  # a mask is made for so many queries at a time: for 16,384 at onc
 
 
 class DecoderOutput(NamedTuple):
-    """What a pass gives: the last hidden states [B, S, D] after the final norm, and what else was asked for."""
+    """What a pass gives: the last hidden states [B, S, D] after the final norm, and what else was asked for.
+
+    ``hidden_states`` are L + 1 of [B, S, D]: what goes into each layer, then the last ones behind the norm;
+    ``attentions`` are L of [B, H, S, T].
+    """
 
     last_hidden_state: torch.Tensor
     hidden_states: tuple | None
@@ -62,7 +66,7 @@ class DecoderOutput(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 whatever comes in."""
+    """x / rms(x) * weight, computed in float32 whatever comes in. Source: Zhang and Sennrich 2019."""
 
     def __init__(self, size, eps):
         super().__init__()
@@ -133,7 +137,7 @@ def attention_weights(q, k, mask):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
+    """Grouped-query self-attention with rotary positions. Source: Ainslie et al. 2023 (GQA)."""
 
     def __init__(self, config):
         super().__init__()
@@ -231,7 +235,10 @@ def count_positions(new, start, b, s, device):
 
 
 class Decoder(nn.Module):
-    """The whole decoder: token embeddings, layers, final norm and head."""
+    """The whole decoder: token embeddings, layers, final norm and head (``model.*`` and ``lm_head`` in a checkpoint).
+
+    Source: Qwen2 technical report, 2024.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -256,7 +263,7 @@ class Decoder(nn.Module):
 
         Shapes: inputs_embeds [B, S, D]; attention_mask [B, S] bool, False on padding (with a cache
         it may cover the cached columns too), or without a cache [B, S, S] bool: which keys each
-        query sees, for packed rows; position_ids [B, S] long.
+        query sees, for packed rows; position_ids [B, S] or [1, S] long.
         Raises: ValueError where the shapes do not fit, or the cache is too small.
         """
         b, s, _ = inputs_embeds.shape

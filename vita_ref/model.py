@@ -134,14 +134,20 @@ class Vita(nn.Module):
     # ---- media to features
 
     def encode_images(self, pixel_values):
-        """Shapes: [N, 3, height, width] normalised pixels -> [N, V, D]."""
+        """Shapes: [N, 3, height, width] normalised pixels -> [N, V, D].
+
+        Raises: ValueError where the checkpoint has no eye, or the pixels do not fit it.
+        """
         if self.vision is None:
             raise ValueError(f"this checkpoint cannot take pictures: {lack(self.config, 'vision')}")
         like = self.decoder.norm.weight
         return self.projector(self.vision(pixel_values.to(like.device, like.dtype)))
 
     def encode_audios(self, fbank, lengths):
-        """Shapes: [N, T, M] filter banks, [N] frames -> embeds [N, T', D] and lengths [N] in positions."""
+        """Shapes: [N, T, M] filter banks, [N] frames -> embeds [N, T', D] and lengths [N] in positions.
+
+        Raises: ValueError where the checkpoint has no ear, or a sound is too short for it.
+        """
         if self.audio is None:
             raise ValueError(f"this checkpoint cannot take sounds: {lack(self.config, 'audio')}")
         like = self.decoder.norm.weight
@@ -254,7 +260,7 @@ class Vita(nn.Module):
         return Inputs(spliced.inputs_embeds, spliced.attention_mask, positions, spliced.labels, spliced.segments)
 
     def embed(self, ids):
-        """Rows of the embedding table. Shapes: [...] long -> [..., D]."""
+        """Rows of the embedding table. Shapes: [...] long -> [..., D]. Raises: ValueError for an id that it lacks."""
         size = self.config.decoder.vocab_size
         if not ids.is_meta and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < size):
             raise ValueError(f"token ids must lie in 0..{size - 1}, got {int(ids.min())}..{int(ids.max())}")
@@ -280,7 +286,9 @@ class Vita(nn.Module):
 
         Shapes: input_ids [B, S] long or a list of [S_i]; images [N, 3, H, W] or a list of [3, H, W]
         or [F, 3, H, W]; audios a dict (see `audio_features`); attention_mask [B, S]; position_ids [B, S];
-        labels [B, S] long, those below zero not counted; inputs_embeds [B, S, D].
+        labels [B, S] long, those below zero not counted; inputs_embeds [B, S, D]. What is asked for
+        besides: hidden_states, L + 1 of [B, S, D], the last behind the norm; attentions, L of [B, H, S, T].
+        Raises: ValueError for shapes, numbers of media or combinations that do not fit.
         """
         x = self.inputs(
             input_ids,
@@ -396,6 +404,7 @@ class Vita(nn.Module):
         ``eos_token_id`` is an id, a list, ``()`` for none, or None for the checkpoint's; ``stream`` is
         called with each step's ids [B]; ``include_prompt`` puts ``input_ids`` in front, their
         placeholders as they are. The other arguments are as in `forward`.
+        Raises: ValueError for what `forward` refuses, and for options that are out of range.
         """
         sampling.check_options(
             temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty
@@ -451,11 +460,15 @@ class Vita(nn.Module):
         return seen
 
     def respond(self, text=None, images=(), audios=(), video=None, **generate_options):
-        """The answer to a question in words, with pictures and sounds as paths, PIL images or tensors."""
+        """The answer to a question in words, with pictures and sounds as paths, PIL images or tensors.
+
+        Options as in `generate`: greedy unless they say otherwise, of 256 new tokens at most. A state mark in
+        front is cut off. Raises: ValueError for media that cannot be read or that the checkpoint cannot take.
+        """
         return self.respond_batch([Request(text, list(images), list(audios), video)], **generate_options)[0]
 
     def respond_batch(self, requests, **generate_options):
-        """The answers to several requests at once (`Request`, or dicts of its fields), each as if it were alone."""
+        """The answers to several requests at once (`Request`, or dicts of its fields), each as `respond` gives it alone."""
         known = [f.name for f in fields(Request)]
         for r in requests:
             if not isinstance(r, Request) and not set(r) <= set(known):
