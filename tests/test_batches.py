@@ -345,6 +345,25 @@ def test_a_strong_penalty_says_nothing_twice():
     assert len(set(said)) == len(said)
 
 
+@pytest.mark.parametrize("pad", [-1, -100, 10**6])
+def test_padding_of_rows_that_ended_may_be_any_number(pad):
+    x, options = torch.tensor([[7, 8], [9, 3]]), {"max_new_tokens": 6, "repetition_penalty": 1.5}
+    whole = TEXT.generate(x, eos_token_id=(), **options)
+    end = next(int(t) for t in whole[0] if t not in whole[1])
+    got, place = TEXT.generate(x, eos_token_id=end, pad_token_id=pad, **options), whole[0].tolist().index(end)
+    assert got[1].equal(whole[1]) and got[0, : place + 1].equal(whole[0, : place + 1]) and (got[0, place + 1 :] == pad).all()
+
+
+def test_a_loss_counts_new_columns_where_the_mask_covers_the_cached_ones_too():
+    first, new, cache = torch.tensor([[0, 7, 8], [4, 9, 3]]), torch.tensor([[5, 6, 2], [1, 2, 9]]), TEXT.decoder.new_cache(2)
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    TEXT(first, attention_mask=mask, cache=cache)
+    every = torch.cat([mask, torch.ones(2, 3, dtype=torch.bool)], 1)
+    found = TEXT(new, attention_mask=every, cache=cache, labels=new)
+    wanted = torch.nn.functional.cross_entropy(found.logits[:, :-1].flatten(0, 1), new[:, 1:].flatten())
+    torch.testing.assert_close(found.loss, wanted)
+
+
 def test_steps_leave_the_callers_tokens_alone_and_need_none():
     x, penalty = TEXT.inputs(ids(7, 8)), {"max_new_tokens": 9, "repetition_penalty": 1e6}
     seen = torch.zeros(1, TEXT.config.decoder.vocab_size, dtype=torch.bool)

@@ -213,6 +213,12 @@ def test_loading_takes_the_memory_of_the_weights_and_no_second_copy(tmp_path, ki
     assert told == count and weights / 2 < most < weights + 2**26 + 2 * size * 4
 
 
+def test_a_single_file_is_read_even_where_the_index_of_an_older_save_lies_beside_it(tmp_path):
+    written(tmp_path, {n: t + 1 for n, t in named().items()}, 2)
+    save_file(named(), tmp_path / "model.safetensors")
+    assert load(tmp_path).decoder.norm.weight.equal(named()["model.norm.weight"])
+
+
 def test_progress_counts_every_tensor_once(tmp_path):
     written(tmp_path, named(), 3)
     told = []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,24 @@ def test_a_batch_answers_each_line_as_if_it_were_alone_and_in_order(run, picture
         assert {k: v for k, v in got.items() if k != "timing"} == {k: v for k, v in alone.items() if k != "timing"}
 
 
+def test_a_line_of_a_batch_may_hold_other_signs_that_end_lines(run, tmp_path):
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "a\u2028b\u0085c"}, ensure_ascii=False), encoding="utf-8")
+    assert run("--batch", tmp_path / "asked.jsonl", "--max-new-tokens", 2)[0] == 0
+
+
+def test_a_prompt_whose_end_would_be_cut_off_is_refused_before_anything_is_answered(folder, run, picture, tmp_path):
+    shutil.copytree(folder, tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text()) | {"tokenizer_model_max_length": 40}
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "b" * 99}))
+    status, out, err = run("--batch", tmp_path / "asked.jsonl", model=tmp_path / "short")
+    whole = json.loads(run("--prompt", "b" * 99, "--json", "--max-new-tokens", 1)[1])["prompt"]["total"]
+    assert status == 2 and out == "" and "request 2" in err and f"{whole} positions, 40 is" in err
+    assert run("--prompt", "b" * 99, "--dry-run", model=tmp_path / "short")[0] == 0
+    with pytest.raises(ValueError, match="40 is the most"):
+        Vita.from_pretrained(tmp_path / "short").respond("b" * 99)
+
+
 def test_int8_and_other_dtypes_answer(run):
     for flags in (("--quantize", "int8"), ("--dtype", "bfloat16"), ("--dtype", "float16")):
         assert run("--prompt", "hi", "--max-new-tokens", 2, *flags)[0] == 0
@@ -141,6 +160,10 @@ BAD = {
     "two systems": (("--prompt", "x", "--system", "a", "--system-file", "b"), "--system-file"),
     "a missing system file": (("--prompt", "x", "--system-file", "nowhere.txt"), "nowhere.txt"),
     "a device": (("--prompt", "x", "--device", "toaster"), "toaster"),
+    "a device without numbers": (("--prompt", "x", "--device", "meta"), "--dry-run"),
+    "more than any memory": (("--prompt", "x", "--max-new-tokens", 10**12), "--dry-run"),
+    "a name that no file can have": (("--prompt", "x", "--video", "a" * 300), "a" * 300),
+    "a folder to speak into": (("--prompt", "x", "--speak", "/"), "folder"),
     "a missing batch": (("--batch", "nowhere.jsonl"), "nowhere.jsonl"),
     "batch and prompt": (("--batch", "x", "--prompt", "y"), "--batch"),
 }
@@ -153,7 +176,7 @@ def test_bad_input_gets_one_line_and_status_2(run, picture, name):
     assert status == 2 and out == "" and err.count("\n") == 1 and told in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"picture": 1}', '{"images": "x.png"}', '{"images": ["nowhere.png"]}', "{}"])
+@pytest.mark.parametrize("line", ["{", "[]", '{"picture": 1}', '{"images": "x.png"}', '{"images": ["nowhere.png"]}', '{"images": [1]}', "{}"])
 def test_a_bad_line_of_a_batch_is_told_before_anything_is_answered(run, tmp_path, line):
     file = tmp_path / "asked.jsonl"
     file.write_text('{"prompt": "fine"}\n' + line)

@@ -266,6 +266,7 @@ REFUSED = {
         [str(WIDTH), str(WIDTH + 1)],
     ),
     "a picture without its batch": (lambda v: v(ids(IMAGE), images=noise(3, PIXELS, PIXELS)), ["[N, 3"]),
+    "a mask for several frames": (lambda v: v(ids(IMAGE), images=[PICTURE.repeat(4, 1, 1, 1)], sf_masks=[1]), ["one tile"]),
     "masks for another number of frames": (lambda v: v(ids(IMAGE), images=PICTURE, sf_masks=[1, 1]), ["2", "1 pic"]),
     "a stride below zero": (lambda v: v(ids(IMAGE), images=PICTURE, shared_v_pid_stride=-1), ["at least 1", "-1"]),
     "no new tokens": (lambda v: v.generate(ids(7), max_new_tokens=0), ["max_new_tokens", "0"]),

@@ -33,13 +33,22 @@ def test_a_row_of_zeros_stays_zero():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_every_path_multiplies_by_the_rounded_weight(dtype, tolerance, rows):
+@pytest.mark.parametrize("width", [1, 24, 36, 64, 65])
+def test_every_path_multiplies_by_the_rounded_weight(dtype, tolerance, rows, width):
     g = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(s, generator=g) for s in ((rows, 64), (48, 64), (48,)))
+    x, weight, bias = (torch.randn(s, generator=g) for s in ((rows, width), (48, width), (48,)))
     whole, scale = quantize(weight)
     want = F.linear(x.to(dtype).float(), whole * scale[:, None], bias)
     got = int8_linear(x.to(dtype), whole, scale, bias.to(dtype))
     assert got.dtype == dtype and (got.float() - want).abs().max() <= tolerance * want.abs().max()
+
+
+def test_float16_does_not_overflow_where_its_result_fits():
+    g = torch.Generator().manual_seed(0)
+    x, weight = (100 * torch.randn(3, 512, generator=g)).half(), 0.02 * torch.randn(48, 512, generator=g)
+    whole, scale = quantize(weight)
+    want = F.linear(x.float(), whole * scale[:, None])
+    assert (int8_linear(x, whole, scale).float() - want).abs().max() <= 1e-3 * want.abs().max()
 
 
 def test_a_bias_is_kept_and_leading_dimensions_come_back():

@@ -22,15 +22,13 @@ from torch import nn
 from . import checkpoint, quant
 from .audio import (
     BLOCK,
-    MIN_FRAMES,
-    audio_token_count,
     encoder_position_count,
     visible_spans,
 )
 from .config import CodecConfig, SpeechConfig, VitaConfig
 from .model import PART_PREFIXES, TABLE, Vita, resized, speech_folder
+from .request import features, patches, positions
 from .speech import Speech
-from .splice import cut, splice
 from .tokenizer import load_tokenizer
 
 # ---- weights
@@ -110,41 +108,6 @@ def share(config, ranks):
         raise ValueError(f"{ranks} ranks cannot share {d.num_key_value_heads} key/value heads: give a divisor of it")
     split = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
     return replace(config, decoder=replace(d, **{name: -(-getattr(d, name) // ranks) for name in split}))
-
-
-# ---- positions
-
-
-def patches(vision, picture):
-    """Patches of each tile of a picture [N, 3, height, width]."""
-    return picture.shape[2] // vision.patch_size * (picture.shape[3] // vision.patch_size)
-
-
-def features(vision, picture):
-    """Positions that all tiles of a picture take in the prompt."""
-    return len(picture) * (patches(vision, picture) // vision.shuffle**2 + vision.keep_class_token)
-
-
-def positions(config, asked):
-    """Positions of one prepared request, by kind, and how many more do not fit into the longest prompt.
-
-    Raises: ValueError for a sound that is too short, or placeholders that do not match.
-    """
-    if short := [len(sound) for sound in asked.sounds if len(sound) < MIN_FRAMES]:
-        raise ValueError(f"a sound of {short[0]} filter-bank frames is too short: give at least {MIN_FRAMES}")
-    prompts = config.audio.num_prompts if config.audio else 0
-    spliced = splice(
-        [asked.ids],
-        lambda ids: torch.empty(len(ids), 0),
-        [torch.empty(features(config.vision, picture), 0) for picture in asked.images],
-        [torch.empty(audio_token_count(len(sound)) + prompts, 0) for sound in asked.sounds],
-        image_token=config.image_token_index,
-        audio_token=config.audio_token_index,
-    )
-    kept = cut(spliced.segments[0], config.tokenizer_model_max_length)
-    found = {kind: sum(b - a for k, a, b in kept if k == kind) for kind in ("text", "image", "audio")}
-    total = sum(found.values())
-    return found | {"total": total, "cut": int(spliced.lengths[0]) - total}
 
 
 # ---- operations

@@ -26,7 +26,9 @@ def locate(folder):
     """
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / _INDEX
-    if index.is_file():
+    if single.is_file():  # an index beside it is of an older save
+        listed = dict.fromkeys(headers(single), single)
+    elif index.is_file():
         try:
             weight_map = {n: str(f) for n, f in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -35,8 +37,6 @@ def locate(folder):
         if absent:
             raise ValueError(f"{folder} lacks {', '.join(absent[:_SHOWN])}, which its {_INDEX} names")
         listed = {name: folder / f for name, f in weight_map.items()}
-    elif single.is_file():
-        listed = dict.fromkeys(headers(single), single)
     else:
         raise ValueError(f"{folder} has no model.safetensors and no {_INDEX}")
     for file in sorted(set(listed.values())):  # what a shard holds counts, not what the index says of it

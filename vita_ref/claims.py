@@ -323,7 +323,7 @@ def work(config):
     sampling.sample(logits, do_sample=True, temperature=0.8, top_k=5, top_p=0.9)
     fbank.log_mel(torch.randn(1, 16000), 16000, num_mel_bins=bins)
     image.load_tiles(Image.new("RGB", (90, 40)), tile=config.vision.image_size)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         weight, scale = quant.quantize(torch.randn(32, 64))
         quant.int8_linear(torch.randn(2, 3, 64, dtype=dtype), weight, scale, torch.zeros(32, dtype=dtype))
     weight = torch.randn(204, 500)  # large enough to be tried in every way

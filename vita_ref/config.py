@@ -13,6 +13,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 
+def _check_sizes(config):
+    """Refuses sizes that are no whole numbers of at least 1."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.type is int and (type(value) is not int or value < 1):
+            raise ValueError(f"{f.name} must be a whole number of at least 1, got {value!r}")
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """A Qwen2 decoder, or the Llama-like one that speaks (``attention_bias=False``)."""
@@ -31,7 +39,8 @@ class DecoderConfig:
     attention_bias: bool = True  # on q, k and v; Qwen2 has them, o never does
 
     def __post_init__(self):
-        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+        _check_sizes(self)
+        if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
@@ -60,6 +69,7 @@ class VisionConfig:
     image_std: tuple = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
+        _check_sizes(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"the eye's hidden_size ({self.hidden_size}) must be a multiple of "
@@ -164,9 +174,10 @@ class VitaConfig:
         readers = {"vita_ref": _own, "qwen2": _qwen2, "vita-Qwen2": _vita}
         if kind not in readers:
             raise ValueError(f"{folder / 'config.json'}: model_type is {kind!r}, expected one of {', '.join(readers)}")
-        if kind != "vita-Qwen2":
-            return readers[kind](raw, folder)
-        return _vita(raw, folder, vision_dir, audio_dir)
+        try:
+            return _vita(raw, folder, vision_dir, audio_dir) if kind == "vita-Qwen2" else readers[kind](raw, folder)
+        except (TypeError, ZeroDivisionError, AttributeError) as error:
+            raise ValueError(f"{folder / 'config.json'} has a value that cannot be: {error}") from None
 
     def to_json(self):
         """The text of this project's own ``config.json``."""

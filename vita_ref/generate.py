@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import queue
+import re
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ import torch
 from . import budget, parallel, sampling
 from .model import Vita, until
 from .prompt import split_state
-from .request import Request, batch, prepare
+from .request import Request, batch, fit, prepare
 from .tokenizer import StreamDecoder
 
 GROUP = 8  # requests of a --batch file that run together
@@ -104,6 +105,8 @@ def check(a):
         raise ValueError(f"--speed must be between 0.5 and 2, got {a.speed}")
     if a.speak and not Path(a.speak).absolute().parent.is_dir():
         raise ValueError(f"--speak {a.speak}: its folder does not exist")
+    if a.speak and Path(a.speak).is_dir():
+        raise ValueError(f"--speak {a.speak}: this is a folder")
     if a.top and not (a.json or a.batch):
         raise ValueError("--top needs --json")
     if a.pack and a.quantize:
@@ -118,6 +121,8 @@ def check(a):
         raise ValueError("--batch takes its requests from the file: leave out --prompt, --image, --audio, --video, --speak")
     if parallel.world() > 1 and (a.speak or "-" in a.image):
         raise ValueError("several processes share no speech and no standard input: leave out --speak and --image -")
+    if a.device == "meta":
+        raise ValueError("--device meta holds no numbers: --dry-run says what a request needs")
     try:
         torch.empty(0, device=a.device)
     except (RuntimeError, AssertionError) as error:
@@ -140,7 +145,7 @@ def requests(a):
         images = [io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in a.image]
         return [Request(a.prompt, images, a.audio, a.video, **common)]
     found, folder = [], Path(a.batch).parent
-    lines = [line for line in read_text(a.batch).splitlines() if line.strip()]
+    lines = [line for line in read_text(a.batch).split("\n") if line.strip()]
     for number, line in enumerate(lines, 1):
         try:
             found.append(Request(**batch_line(line, folder), **common))
@@ -162,6 +167,9 @@ def batch_line(line, folder):
     for name, kind in (("prompt", str), ("video", str), ("images", list), ("audios", list)):
         if raw.get(name) is not None and not isinstance(raw[name], kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {type(raw[name]).__name__}")
+    for name in ("images", "audios"):
+        if not all(isinstance(path, str) for path in raw.get(name) or []):
+            raise ValueError(f"{name} must be a list of paths, got {json.dumps(raw[name])}")
     paths = {name: [str(folder / path) for path in raw.get(name) or []] for name in ("images", "audios")}
     video = None if raw.get("video") is None else str(folder / raw["video"])
     return {"prompt": raw.get("prompt"), "video": video} | paths
@@ -292,6 +300,8 @@ def prepared(asked, vita, a):
     for number, request in enumerate(asked, 1):
         try:
             ready.append(prepare(request, vita.config, vita.tokenizer))
+            if not a.dry_run:  # which tells how much is too much
+                fit(vita.config, ready[-1])
         except ValueError as error:
             raise ValueError(f"{a.batch} request {number}: {error}" if a.batch else str(error)) from None
     return ready
@@ -340,7 +350,11 @@ def speaking(vita, a):
             part.unlink(missing_ok=True)
     if failed:
         raise ValueError(f"--speak {a.speak}: {failed[0]}")
-    part.replace(target)
+    try:
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ValueError(f"--speak {a.speak}: {error}") from None
 
 
 def loading_bar():
@@ -372,11 +386,16 @@ def main(argv=None):
             return 0
         with parallel.joined(arguments.device) as arguments.device:
             run(arguments)
-    except ValueError as error:
-        print(f"vita_ref: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         return 0
+    except (ValueError, OSError) as error:
+        print(f"vita_ref: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not re.search("allocate memory|out of memory", str(error)):
+            raise
+        print("vita_ref: there is not enough memory: --dry-run says what a request needs", file=sys.stderr)
+        return 2
     return 0
 
 

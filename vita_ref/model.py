@@ -18,7 +18,7 @@ from .cache import KVCache
 from .config import VitaConfig
 from .decoder import Decoder, next_token_loss
 from .prompt import TEMPLATES, split_state
-from .request import Request, batch, lack, prepare
+from .request import Request, batch, fit, lack, prepare
 from .speech import Speech
 from .splice import splice
 from .tokenizer import load_tokenizer
@@ -165,6 +165,8 @@ class Vita(nn.Module):
         features = [x.flatten(0, 1) for x in seen]  # each [V_i, D]
         if sf_masks is not None and len(sf_masks) != len(features):
             raise ValueError(f"sf_masks has {len(sf_masks)} entries for {len(features)} pictures")
+        if sf_masks is not None and any(mask > 0 and len(t) > 1 for mask, t in zip(sf_masks, tiles)):
+            raise ValueError("a frame that sf_masks marks must be one tile: give each frame as an entry of its own")
         return features if sf_masks is None else slow_fast(features, sf_masks)
 
     def audio_features(self, audios):
@@ -316,7 +318,8 @@ class Vita(nn.Module):
             output_attentions=output_attentions,
         )
         logits = self.decoder.logits(out.last_hidden_state)  # [B, S, V]
-        loss = None if x.labels is None else next_token_loss(logits, x.labels, x.mask)
+        new = None if x.mask is None else x.mask[:, -logits.shape[1] :]  # without the cached columns
+        loss = None if x.labels is None else next_token_loss(logits, x.labels, new)
         return VitaOutput(logits, loss, cache, out.hidden_states, out.attentions, x.segments)
 
     # ---- answers
@@ -362,17 +365,17 @@ class Vita(nn.Module):
             scores = logits  # [B, V]
             if repetition_penalty != 1.0:
                 scores = sampling.repetition_penalty(logits, seen, repetition_penalty)  # [B, V]
-            ids = sampling.sample(
+            chosen = sampling.sample(
                 scores, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
             )
-            ids = ids.masked_fill(ended, pad_token_id)  # [B]
+            ids = chosen.masked_fill(ended, pad_token_id)  # [B]
             yield ids, logits
             ended = ended | torch.isin(ids, stops)  # [B]
             if ended.all() or step + 1 == max_new_tokens:
                 return
             if repetition_penalty != 1.0:
-                seen[torch.arange(b, device=ids.device), ids] = True
-            embeds = self.decoder.embed_tokens(ids[:, None])  # [B, 1, D]
+                seen[torch.arange(b, device=ids.device), chosen] = True
+            embeds = self.decoder.embed_tokens(chosen[:, None])  # [B, 1, D]; padding may be any number
             hidden = self.decoder(embeds, cache=cache).last_hidden_state[:, -1]  # [B, D]
 
     @torch.inference_mode()
@@ -477,6 +480,8 @@ class Vita(nn.Module):
         if not requests:
             return []
         ready = [prepare(r, self.config, self.tokenizer) for r in requests]
+        for asked in ready:
+            fit(self.config, asked)
         ends = self.ends(generate_options.get("eos_token_id", self.stop_ids))
         options = {"max_new_tokens": 256} | generate_options | {"eos_token_id": ends}
         texts = [self.text(until(row, ends)) for row in self.generate(**batch(ready), **options)]

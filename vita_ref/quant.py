@@ -33,8 +33,11 @@ def quantize(weight):
 def int8_linear(x, weight, scale, bias=None):
     """x @ (weight * scale).T + bias. Shapes: x [..., I], weight [O, I] int8, scale [O], bias [O] -> [..., O]."""
     rows = x.reshape(-1, x.shape[-1])  # [R, I]
-    if x.dtype == torch.bfloat16 and len(rows) <= 16 and x.device.type == "cpu":
+    whole = rows.shape[1] % 16 == 0  # of another width that kernel reads beyond the end of a row
+    if x.dtype == torch.bfloat16 and len(rows) <= 16 and whole and x.device.type == "cpu":
         out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [R, O]
+    elif x.dtype == torch.float16:  # sums of whole numbers overflow it
+        out = (F.linear(rows.float(), weight.float()) * scale).to(x.dtype)  # [R, O]
     else:
         out = F.linear(rows, weight.to(x.dtype)) * scale.to(x.dtype)  # [R, O]
     if bias is not None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import torch
 
 from . import fbank, image, video
+from .audio import MIN_FRAMES, audio_token_count
 from .prompt import encode_prompt, expand_video, place_media, render
+from .splice import cut, splice
 
 DESCRIBE = {"image": "Describe the image.", "video": "Describe the video."}
 
@@ -83,6 +85,59 @@ def prepare(request, config, tokenizer):
     if not ids:
         raise ValueError("the prompt is empty: there is nothing to answer")
     return Prepared(torch.tensor(ids), images, sounds)
+
+
+def patches(vision, picture):
+    """Patches of each tile of a picture [N, 3, height, width]."""
+    return picture.shape[2] // vision.patch_size * (picture.shape[3] // vision.patch_size)
+
+
+def features(vision, picture):
+    """Positions that all tiles of a picture take in the prompt."""
+    return len(picture) * (patches(vision, picture) // vision.shuffle**2 + vision.keep_class_token)
+
+
+def hearing(config, sound):
+    """Positions that a sound takes: those of its filter bank [T, M], or as many as a ready one [A, D] has rows."""
+    ear = config.audio
+    if sound.shape[-1] == config.decoder.hidden_size != (ear and ear.num_mel_bins):
+        return len(sound)
+    if len(sound) < MIN_FRAMES:
+        raise ValueError(f"a sound of {len(sound)} filter-bank frames is too short: give at least {MIN_FRAMES}")
+    return audio_token_count(len(sound)) + (ear.num_prompts if ear else 0)
+
+
+def positions(config, asked):
+    """Positions of one prepared request, by kind, and how many more do not fit into the longest prompt.
+
+    Raises: ValueError for a sound that is too short, or placeholders that do not match.
+    """
+    spliced = splice(
+        [asked.ids],
+        lambda ids: torch.empty(len(ids), 0),
+        [torch.empty(features(config.vision, picture), 0) for picture in asked.images],
+        [torch.empty(hearing(config, sound), 0) for sound in asked.sounds],
+        image_token=config.image_token_index,
+        audio_token=config.audio_token_index,
+    )
+    kept = cut(spliced.segments[0], config.tokenizer_model_max_length)
+    found = {kind: sum(b - a for k, a, b in kept if k == kind) for kind in ("text", "image", "audio")}
+    total = sum(found.values())
+    return found | {"total": total, "cut": int(spliced.lengths[0]) - total}
+
+
+def fit(config, asked):
+    """Refuses a prepared request whose end would be cut off, where the question stands.
+
+    Raises: ValueError for it, and for what `positions` refuses.
+    """
+    found = positions(config, asked)
+    if found["cut"]:
+        whole, most = found["total"] + found["cut"], config.tokenizer_model_max_length
+        raise ValueError(
+            f"the prompt takes {whole} positions, {most} is the most for this checkpoint: "
+            "give fewer pictures, fewer tiles of them (--max-tiles) or shorter sounds"
+        )
 
 
 def batch(ready):

@@ -204,7 +204,7 @@ class _Bpe:
         self.special_ids |= {tok.token_to_id(name) for name, flags in added.items() if flags["special"]}
         self.added_in_front = tok.encode("").ids[:1]
         self.role_ids = {}  # the file does not say
-        self.size = tok.get_vocab_size()
+        self.size = max(tok.get_vocab_size(), *(i + 1 for i in self._added), 0)
         # Which alphabet the tokens are written in is asked of the decoder itself.
         if tok.decoder is None:
             self._bytes_of, self.leading_spaces = _word, 1
