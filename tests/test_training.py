@@ -28,7 +28,7 @@ from demo_model import (
     patch_labels,
     scene_codes,
 )
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from train_demo import IMAGE, ROW, UNKNOWN, Packer, answer_losses
@@ -551,6 +551,7 @@ def test_a_trainer_shows_and_says_nothing_that_is_kept_out_and_goes_on_where_it_
 @settings(max_examples=20, deadline=None)
 def test_questions_come_by_their_mixture(seed, kind):
     scene, packer = world.sample_scene(random.Random(seed)), Packer(SP, seed)
+    assume(world.questions(scene, random.Random(seed))[kind])  # no colour to ask for where two have the same shape
     asked = list(itertools.islice(packer.pairs(scene, dict.fromkeys(train_demo.KINDS, 0) | {kind: 1}), 20))
     of_that_kind = {question for question, _ in world.questions(scene, random.Random(seed))[kind]}
     chat = {question for question, _ in world.CHAT}
