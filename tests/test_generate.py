@@ -15,7 +15,7 @@ from PIL import Image
 
 from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig, VisionConfig
-from vita_ref.generate import main
+from vita_ref.generate import demo_folder, main
 from vita_ref.prompt import split_state
 
 CONFIG = replace(
@@ -132,6 +132,15 @@ def test_a_prompt_whose_end_would_be_cut_off_is_refused_before_anything_is_answe
     assert run("--prompt", "b" * 99, "--dry-run", model=tmp_path / "short")[0] == 0
     with pytest.raises(ValueError, match="40 is the most"):
         Vita.from_pretrained(tmp_path / "short").respond("b" * 99)
+
+
+def test_a_sound_too_short_to_hear_is_refused_before_anything_is_answered(run, tmp_path):
+    soundfile.write(tmp_path / "short.wav", [0.1] * 800, 16000)
+    soundfile.write(tmp_path / "long.wav", [0.1] * 8000, 16000)
+    lines = [{"audios": ["long.wav"]}] * 9 + [{"audios": ["short.wav"]}]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    status, out, err = run("--batch", tmp_path / "asked.jsonl", "--max-new-tokens", 2, model=demo_folder())
+    assert status == 2 and out == "" and "request 10" in err and "too short" in err
 
 
 def test_int8_and_other_dtypes_answer(run):

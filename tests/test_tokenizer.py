@@ -364,6 +364,17 @@ def test_tokens_that_only_the_settings_name_are_added_behind(folders, loaded, tm
         assert tokenizer.decode(ids, skip_special_tokens=True) == "a+tool"
 
 
+def test_a_file_with_holes_is_as_long_as_its_last_id(folders, loaded, tmp_path):
+    raw = json.loads((folders["single"] / "tokenizer.json").read_text())
+    entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    raw["added_tokens"].append(entry | {"id": len(loaded["single"]) + 40, "content": "<|far|>", "special": True})
+    raw["model"]["vocab"]["<|far|>"] = len(loaded["single"]) + 40
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer) == len(loaded["single"]) + 41
+    assert tokenizer.decode([len(tokenizer) - 1]) == "<|far|>" and tokenizer.encode("<|far|>") == [len(tokenizer) - 1]
+
+
 def test_added_tokens_json_and_the_special_tokens_map_are_read_too(folders, tmp_path):
     source = folders["qwen2"]
     size = len(json.loads((source / "vocab.json").read_text()))
