@@ -163,11 +163,13 @@ class Vita(nn.Module):
         else:
             seen = [self.encode_images(t) for t in tiles]
         features = [x.flatten(0, 1) for x in seen]  # each [V_i, D]
-        if sf_masks is not None and len(sf_masks) != len(features):
+        if sf_masks is None:
+            return features
+        if len(sf_masks) != len(features):
             raise ValueError(f"sf_masks has {len(sf_masks)} entries for {len(features)} pictures")
-        if sf_masks is not None and any(mask > 0 and len(t) > 1 for mask, t in zip(sf_masks, tiles)):
+        if any(mask > 0 and len(t) > 1 for mask, t in zip(sf_masks, tiles)):
             raise ValueError("a frame that sf_masks marks must be one tile: give each frame as an entry of its own")
-        return features if sf_masks is None else slow_fast(features, sf_masks)
+        return slow_fast(features, sf_masks)
 
     def audio_features(self, audios):
         """Features [A_i, D] of each sound, from filter banks or from ready embeddings.
@@ -345,9 +347,9 @@ class Vita(nn.Module):
         penalty counts from the start (None: none).
         """
         b, s, _ = x.embeds.shape
-        if repetition_penalty != 1.0:  # a copy: the caller's stays
-            known = x.embeds.new_zeros(b, self.config.decoder.vocab_size, dtype=torch.bool)  # [B, V]
-            seen = known if seen is None else seen.clone()  # [B, V]
+        if seen is None:
+            seen = x.embeds.new_zeros(b, self.config.decoder.vocab_size, dtype=torch.bool)  # [B, V]
+        seen = seen.clone()  # [B, V]; the caller's stays
         cache = self.decoder.new_cache(b, s + max_new_tokens)
         hidden = self.decoder(
             x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache
