@@ -209,9 +209,12 @@ def test_unknown_and_lacking_keys_of_our_own_folder_are_named(tmp_path):
     refused(folder(tmp_path, raw | {"decoder": 3}), "DecoderConfig", "3", tmp_path)
 
 
-@pytest.mark.parametrize("part", [{"intermediate_size": "52"}, {"intermediate_size": None}, {"num_attention_heads": 0}])
-def test_sizes_that_cannot_be_are_refused(tmp_path, part):
-    refused(folder(tmp_path, QWEN2 | part), *map(str, part.values()))
+@pytest.mark.parametrize(
+    "name, value, told",
+    [("intermediate_size", "52", "got '52'"), ("intermediate_size", None, "got None"), ("num_attention_heads", 0, "zero")],
+)
+def test_sizes_that_cannot_be_are_refused(tmp_path, name, value, told):
+    refused(folder(tmp_path, QWEN2 | {name: value}), told)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
