@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vita_ref import KVCache, Vita, VitaConfig
+from vita_ref import KVCache, Vita, VitaConfig, budget
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig, VisionConfig
 from vita_ref.vision import Projector, VisionTower
 
@@ -64,22 +64,22 @@ decoders = st.builds(
 
 @settings(deadline=None, max_examples=25)
 @given(decoders, st.integers(1, 3), st.integers(1, 7))
-def test_elements_are_those_of_the_modules_and_of_the_cache(config, b, length):
+def test_bytes_are_those_of_the_modules_and_of_the_cache(config, b, length):
     with torch.device("meta"):
         state = Vita(VitaConfig(config)).decoder.state_dict()
     matrices = {name: t for name, t in state.items() if t.dim() == 2 and "embed_tokens" not in name}
     head = state["embed_tokens.weight"].numel() if config.tie_word_embeddings else 0  # the table is the head
-    assert bench.matrix_elements(config) == sum(t.numel() for t in matrices.values()) + head
-    assert bench.weight_elements(config) == sum(t.numel() for t in state.values())
-    sizes = config.num_hidden_layers, b, config.num_key_value_heads, length, config.head_dim
-    assert bench.cache_elements(config, b, length) * 2 == KVCache(*sizes, torch.bfloat16).nbytes
+    assert bench.read_elements(config) == sum(t.numel() for t in matrices.values()) + head
+    cache = KVCache(config.num_hidden_layers, b, config.num_key_value_heads, length, config.head_dim, torch.bfloat16)
+    assert budget.cache_elements(config, b, length) * 2 == cache.nbytes
+    assert bench.least_bytes(config, b * length) == 2 * sum(t.numel() for t in state.values()) + cache.nbytes
 
 
 def test_a_token_of_the_half_billion_model_reads_a_gigabyte():
     c = bench.MODEL.decoder
     layer = 2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864
-    assert bench.matrix_elements(c) == 24 * layer + 151936 * 896
-    assert 2 * bench.matrix_elements(c) / 1e9 == pytest.approx(0.99, abs=0.005)
+    assert bench.read_elements(c) == 24 * layer + 151936 * 896
+    assert 2 * bench.read_elements(c) / 1e9 == pytest.approx(0.99, abs=0.005)
 
 
 def test_the_operations_of_a_tile_are_those_that_torch_counts():
@@ -121,8 +121,7 @@ def test_loads_and_peaks_are_each_measured_in_a_new_side(folders):
     loaded = [who for who, task in asked if task == "load"]
     assert loaded == ["ours", "theirs"] * (1 + 2) + ["ours", "theirs"] + ["ours"] * len(SMALL["lengths"])
     assert all(row.ours > 0 for row in rows) and [row.goal is not None for row in rows] == [1, 1, 0, 1, 0, 0, 0, 0, 1]
-    weights, cache = bench.weight_elements(QWEN.decoder), bench.cache_elements(QWEN.decoder, 1, 11 + 8)
-    assert rows[3].other == pytest.approx(2 * (weights + cache) / 1e9)
+    assert rows[3].other == pytest.approx(bench.least_bytes(QWEN.decoder, 11 + 8) / 1e9)
 
 
 def test_sides_take_turns_and_are_asked_once_for_what_two_rows_need(folders):

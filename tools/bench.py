@@ -37,7 +37,7 @@ import torch
 from bench_second import Side
 from safetensors.torch import save_file
 
-from vita_ref import VitaConfig
+from vita_ref import VitaConfig, budget
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
 from vita_ref.speech import Speech
 
@@ -87,31 +87,20 @@ def compared(what, unit, ours, others, goal=None, less_is_better=False):
 # ---- arithmetic
 
 
-def matrix_elements(c):
+def read_elements(decoder):
     """Elements of all matrices that a token reads: those of the layers and the head, not the embedding table."""
-    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    layer = c.hidden_size * (2 * queries + 2 * keys) + 3 * c.hidden_size * c.intermediate_size
-    return c.num_hidden_layers * layer + c.vocab_size * c.hidden_size
+    return budget.layer_elements(decoder) + decoder.vocab_size * decoder.hidden_size
 
 
-def weight_elements(c):
-    """Elements of the whole decoder: the matrices, the table if it is not the head, norms and biases."""
-    table = 0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size
-    biases = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim * c.attention_bias
-    return matrix_elements(c) + table + c.num_hidden_layers * (2 * c.hidden_size + biases) + c.hidden_size
+def least_bytes(decoder, length):
+    """Bytes of the weights and of the cache of so many positions, in bfloat16."""
+    weights = budget.weights(VitaConfig(decoder), torch.bfloat16)["total"]["bytes"]
+    return weights + 2 * budget.cache_elements(decoder, 1, length)
 
 
-def cache_elements(c, batch, length):
-    """Elements of the keys and values of so many positions."""
-    return 2 * c.num_hidden_layers * batch * c.num_key_value_heads * length * c.head_dim
-
-
-def tile_flops(c, width):
-    """Floating-point operations of one tile in the products of eye and projector: two for each weight and position."""
-    p, d = c.grid**2 + 1, c.hidden_size
-    patches = c.grid**2 * d * c.num_channels * c.patch_size**2
-    layer = p * (4 * d * d + 2 * d * c.intermediate_size) + 2 * p * p * d
-    return 2 * (patches + c.num_hidden_layers * layer + c.num_positions * width * (c.feature_size + width))
+def tile_flops(vision, width):
+    """Operations of one tile in the products of eye and projector."""
+    return budget.vision_flops(vision, vision.grid**2) + budget.projector_flops(vision, width, vision.num_positions)
 
 
 # ---- what is measured
@@ -206,7 +195,7 @@ class Bench:
 
     def decode(self, dtype="bfloat16", goal=1.7, share=0.62):
         bus, ours, theirs = self.against(dtype)
-        read = matrix_elements(self.config) * getattr(torch, dtype).itemsize  # bytes for a token
+        read = read_elements(self.config) * getattr(torch, dtype).itemsize  # bytes for a token
         rate, speed = figures(ours, "decode"), figures(ours, "decode", read / 1e9)
         return [
             compared(f"decode, {dtype}", "tokens/s", rate, figures(theirs, "decode"), (">=", goal)),
@@ -272,15 +261,11 @@ class Bench:
     def peak(self, what, found, length, goal=None):
         """The row of the most memory that a process had, beside its weights and cache."""
         over = found["peak"] - found["imports"]
-        return compared(what, "GB", [over / 1e9], [self.least(length) / 1e9], goal)
-
-    def least(self, length):
-        """Bytes of the weights and of the cache of so many positions, in bfloat16."""
-        return 2 * (weight_elements(self.config) + cache_elements(self.config, 1, length))
+        return compared(what, "GB", [over / 1e9], [least_bytes(self.config, length) / 1e9], goal)
 
     def long(self):
         rows, longest = [], max(self.sizes["lengths"])
-        mask = 1 + 4 * longest**2 / self.least(longest)  # what one float32 mask [S, S] would make of the ratio
+        mask = 1 + 4 * longest**2 / least_bytes(self.config, longest)  # what one float32 mask [S, S] would make of it
         for n in self.sizes["lengths"]:
             found = self.fresh("ours", ("tokens", n, 1, 1), ("memory",))
             rows.append(Row(f"prompt of {n} tokens, bfloat16", "s", found["first_s"], None))

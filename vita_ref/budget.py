@@ -135,11 +135,26 @@ def audio_flops(audio, width, sounds, frames):
     return 2 * (sounds * (below + adapter) + layers)
 
 
+def projector_flops(vision, width, rows):
+    """Those of two matrices, for so many rows that come out ``width`` wide."""
+    return 2 * rows * (vision.feature_size + width) * width
+
+
+def layer_elements(decoder):
+    """Elements of the matrices in all layers, each of which every position is multiplied by; the head is not in it."""
+    d, heads, groups = decoder.hidden_size, decoder.num_attention_heads, decoder.num_key_value_heads
+    return decoder.num_hidden_layers * (2 * d * (heads + groups) * decoder.head_dim + 3 * d * decoder.intermediate_size)
+
+
+def cache_elements(decoder, rows, length):
+    """Elements of the keys and values of so many rows of positions."""
+    return 2 * decoder.num_hidden_layers * rows * decoder.num_key_value_heads * length * decoder.head_dim
+
+
 def decoder_flops(decoder, rows, seen):
     """The layers' for ``rows`` positions of which each sees ``seen``: 2 a weight, 4 a key and column of a head."""
-    d, heads, groups = decoder.hidden_size, decoder.num_attention_heads, decoder.num_key_value_heads
-    matrices = 2 * d * (heads + groups) * decoder.head_dim + 3 * d * decoder.intermediate_size
-    return decoder.num_hidden_layers * rows * (2 * matrices + 4 * seen * heads * decoder.head_dim)
+    looking = decoder.num_hidden_layers * seen * decoder.num_attention_heads * decoder.head_dim
+    return rows * (2 * layer_elements(decoder) + 4 * looking)
 
 
 def flops(config, group, longest, new):
@@ -150,7 +165,7 @@ def flops(config, group, longest, new):
     steps = [decoder_flops(d, 1, longest + i) + head for i in range(1, new)]  # the first token comes of the prefill
     return {
         "vision": sum(len(x) * vision_flops(v, patches(v, x)) for x in pictures),
-        "projector": 2 * rows * (v.feature_size + d.hidden_size) * d.hidden_size if rows else 0,
+        "projector": projector_flops(v, d.hidden_size, rows) if rows else 0,
         "audio": audio_flops(a, d.hidden_size, len(sounds), max(map(len, sounds))) if sounds else 0,
         "prefill": len(group) * (decoder_flops(d, longest, longest) + head),
         "decode": len(group) * sum(steps),
@@ -189,8 +204,7 @@ def needs(config, ready, *, dtype, quantize=None, pack=False, max_new_tokens=256
     for i in range(0, len(ready), group):
         together, lengths = ready[i : i + group], [row["total"] for row in rows[i : i + group]]
         work.append(flops(config, together, max(lengths), new))
-        numbers = 2 * d.num_hidden_layers * len(together) * d.num_key_value_heads * (max(lengths) + new) * d.head_dim
-        cached.append(numbers * size)
+        cached.append(cache_elements(d, len(together), max(lengths) + new) * size)
         most.append(cached[-1] + passing_bytes(config, together, lengths, size, quantize))
     stages = {stage: sum(w[stage] for w in work) for stage in work[0]} | {"total": sum(sum(w.values()) for w in work)}
     single = {
