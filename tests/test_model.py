@@ -33,8 +33,8 @@ class WordTokenizer:
 
     bos_token_id = eos_token_id = system_prompt = None
 
-    def __len__(self):
-        return VOCAB
+    def __contains__(self, token_id):
+        return 0 <= token_id < VOCAB
 
     def __call__(self, text, return_tensors=None):
         ids = [10 + zlib.crc32(word.encode()) % (VOCAB - 10) for word in text.split()]
@@ -333,6 +333,11 @@ def test_respond_stops_where_it_is_told_to_stop(vita):
     asked = Request("one two three", raw=True)
     wanted = vita.tokenizer.decode(new[: new.index(stop)])
     assert vita.respond_batch([asked], max_new_tokens=6, eos_token_id=stop) == [wanted]
+
+
+def test_ids_without_a_token_say_nothing(vita, monkeypatch):
+    monkeypatch.setattr(WordTokenizer, "__contains__", lambda self, token_id: token_id not in (8, VOCAB - 1))
+    assert vita.text(torch.tensor([7, 8, 9, VOCAB - 1])) == "7 9"
 
 
 def test_respond_takes_words_and_tensors(vita):

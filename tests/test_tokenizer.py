@@ -386,6 +386,7 @@ def test_added_tokens_json_and_the_special_tokens_map_are_read_too(folders, tmp_
     assert tokenizer.encode("<|im_start|>a<|im_end|>")[::2] == [size + 5, size + 7]
     assert tokenizer.eos_token_id == size + 7
     assert tokenizer.special_ids == {size + 7}
+    assert [i for i in range(-1, size + 9) if i not in tokenizer] == [-1, *range(size, size + 5), size + 6, size + 8]
     with pytest.raises(ValueError, match="outside the vocabulary"):
         tokenizer.decode([size + 6])
 

@@ -490,8 +490,8 @@ class Vita(nn.Module):
         return [split_state(text, self.config.template)[1].strip() for text in texts]
 
     def readable(self, ids):
-        """The ids that stand for text, as a list: a table may have more rows than the tokenizer has tokens."""
-        return [i for i in torch.as_tensor(ids).tolist() if i < len(self.tokenizer)]
+        """The ids that stand for text, as a list: a table may have more rows than there are tokens."""
+        return [i for i in torch.as_tensor(ids).tolist() if i in self.tokenizer]
 
     def text(self, ids, skip_special_tokens=True):
         """What ids say."""

@@ -76,6 +76,10 @@ class Tokenizer:
     def __len__(self):
         return self._backend.size
 
+    def __contains__(self, token_id):
+        """Whether an id stands for a token; below ``len`` there may be holes."""
+        return self._bytes(token_id) is not None
+
     def encode(self, text):
         """The ids of a text as a list; names of special tokens in it become those tokens.
 
@@ -116,10 +120,13 @@ class Tokenizer:
 
         Raises: ValueError for an id outside the vocabulary.
         """
-        found = self._backend.piece(token_id) if token_id >= 0 else None
+        found = self._bytes(token_id)
         if found is None:
             raise ValueError(f"token id {token_id} is outside the vocabulary of {len(self)} tokens")
         return found
+
+    def _bytes(self, token_id):
+        return self._backend.piece(token_id) if token_id >= 0 else None
 
 
 class StreamDecoder:
