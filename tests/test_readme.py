@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mutants import MUTANTS
+from mutants import MUTANTS, planted
 
 from vita_ref.generate import main, parser
 
@@ -27,8 +27,9 @@ def test_the_first_forty_lines_hold_promise_commands_answer_and_order():
         assert part in head
 
 
-def test_so_many_bugs_are_planted():
+def test_so_many_bugs_are_planted_and_each_has_its_place():
     assert f"plants {len(MUTANTS)} one-line bugs" in README
+    assert all(planted(mutant, ROOT) for mutant in MUTANTS)
 
 
 def test_ci_runs_the_test_command_of_the_readme():
