@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vita_ref import Vita, VitaConfig
+from vita_ref.decoder import rope_angles
 
 transformers = pytest.importorskip("transformers")
 
@@ -45,6 +46,17 @@ def respelled(folder, spelling):
     old = {"rope_theta": theta, "rope_scaling": None, "torch_dtype": dtype}
     new = {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}, "dtype": dtype}
     path.write_text(json.dumps(raw | (old if spelling == "old" else new)))
+
+
+def test_rotations_are_theirs_to_the_last_bit():
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    positions = torch.tensor([[0, 1, 2, 1091, 4600, 32767]])  # a frequency rounded otherwise is 2e-3 off at the end
+    for size, theta in ((128, 1e6), (64, 1e6), (64, 1e4)):
+        config = transformers.Qwen2Config(hidden_size=size, num_attention_heads=1, head_dim=size, rope_theta=theta)
+        theirs = Qwen2RotaryEmbedding(config)(torch.zeros(1, 1), positions)  # each [1, S, K], its halves alike
+        for ours, other in zip(rope_angles(positions, size, theta), theirs):
+            assert ours[:, 0].equal(other[..., : size // 2])
 
 
 CASES = [*itertools.product([True, False], ["20KB", "1GB"], ["old", "new"])]

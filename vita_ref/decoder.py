@@ -82,10 +82,10 @@ def rope_angles(positions, head_dim, theta):
     """Cosine and sine of every position's rotation: a function of positions alone.
 
     Shapes: positions [B, S] long -> two of [B, 1, S, K/2] float32.
-    Source: Su et al. 2021 (RoFormer), section 3.4.2; frequencies theta^(-2i/K).
+    Source: Su et al. 2021 (RoFormer), section 3.4.2; frequencies theta^(-2i/K), rounded as transformers rounds them.
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)  # [K/2]
-    angles = positions[:, None, :, None].float() * theta ** (-steps / head_dim)  # [B, 1, S, K/2]
+    angles = positions[:, None, :, None].float() * (1.0 / theta ** (steps / head_dim))  # [B, 1, S, K/2]
     return angles.cos(), angles.sin()
 
 
