@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vita_ref.sampling import (
+    HUGE,
+    TINY,
     check_options,
     filter_top_k,
     filter_top_p,
@@ -103,7 +105,7 @@ def test_draws_are_as_frequent_as_they_are_probable(temperature):
 
 def test_filtered_tokens_are_never_drawn_and_the_rest_keep_their_odds():
     logits, n = torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), 10_000
-    for options in ({"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}):
+    for options in ({"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.84}):  # of three, 0.842 are in two
         drawn = sample(logits.expand(n, 4), do_sample=True, generator=torch.manual_seed(3), **options)
         counts = drawn.bincount(minlength=4).tolist()
         assert counts[2:] == [0, 0]
@@ -129,12 +131,22 @@ def test_a_tiny_temperature_is_greedy_and_no_nan():
     assert sample(logits, do_sample=True, temperature=1e-35).tolist() == [0]
 
 
+def test_options_at_the_ends_of_their_ranges_leave_the_likeliest():
+    logits, seen = torch.tensor([[1e4, 9e3, 0.0, -1e4]]), torch.tensor([[True, False, True, False]])
+    for temperature, top_p in ((TINY, 1.0), (TINY, TINY), (1.0, TINY), (HUGE, TINY)):
+        check_options(temperature=temperature, top_p=top_p)
+        assert sample(logits, do_sample=True, temperature=temperature, top_p=top_p).tolist() == [0]
+    for penalty in (TINY, HUGE):
+        check_options(repetition_penalty=penalty)
+        assert sample(repetition_penalty(logits, seen, penalty), do_sample=True).tolist() == [int(penalty == HUGE)]
+
+
 @pytest.mark.parametrize(
     "name, value",
-    [("temperature", x) for x in (-0.1, math.inf, math.nan, "1", True)]
+    [("temperature", x) for x in (-0.1, 1e-46, 1e300, math.inf, math.nan, "1", True)]
     + [("top_k", x) for x in (-1, 2.5, None)]
-    + [("top_p", x) for x in (0, 1.01, -1, math.nan)]
-    + [("repetition_penalty", x) for x in (0, -2.0, math.inf)],
+    + [("top_p", x) for x in (0, 1e-46, 1.01, -1, math.nan)]
+    + [("repetition_penalty", x) for x in (0, 1e-46, 1e300, -2.0, math.inf)],
 )
 def test_an_option_out_of_range_is_named_with_its_range_and_what_came(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got ") as error:

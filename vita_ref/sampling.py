@@ -12,6 +12,8 @@ import math
 
 import torch
 
+TINY, HUGE = 1e-30, 1e30  # what lies beyond would be 0 or infinite in float32
+
 
 def check_options(*, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
     """Refuses options out of range.
@@ -19,10 +21,10 @@ def check_options(*, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0
     Raises: ValueError that gives the option, its range and what came.
     """
     rules = (
-        ("temperature", temperature, "a finite number >= 0 (0 is greedy)", lambda x: 0 <= x < math.inf),
+        ("temperature", temperature, f"0 (greedy) or a number of {TINY} to {HUGE}", lambda x: x == 0 or TINY <= x <= HUGE),
         ("top_k", top_k, "a whole number >= 0 (0 is off)", lambda x: isinstance(x, int) and x >= 0),
-        ("top_p", top_p, "a number with 0 < top_p <= 1 (1 is off)", lambda x: 0 < x <= 1),
-        ("repetition_penalty", repetition_penalty, "a finite number > 0 (1 is off)", lambda x: 0 < x < math.inf),
+        ("top_p", top_p, f"a number of {TINY} to 1 (1 is off)", lambda x: TINY <= x <= 1),
+        ("repetition_penalty", repetition_penalty, f"a number of {TINY} to {HUGE} (1 is off)", lambda x: TINY <= x <= HUGE),
     )
     for name, value, expected, good in rules:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not good(value):
