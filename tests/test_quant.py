@@ -16,13 +16,13 @@ GOLDEN = "tests/golden/checkpoint"
 
 
 @settings(deadline=None, max_examples=25)
-@given(rows=st.integers(1, 9), columns=st.integers(1, 17), seed=st.integers(0, 999), power=st.integers(-12, 12))
+@given(rows=st.integers(1, 9), columns=st.integers(1, 17), seed=st.integers(0, 999), power=st.integers(-12, 12) | st.integers(-125, -115))
 def test_a_weight_is_off_by_at_most_half_a_step(rows, columns, seed, power):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 2.0**power
     with patch("vita_ref.quant.ROWS", 4):  # rounded in several blocks
         whole, scale = quantize(weight)
     assert whole.dtype == torch.int8 and int(whole.abs().max()) <= 127
-    bound = weight.abs().amax(1, keepdim=True) / 254
+    bound = (weight.abs().amax(1, keepdim=True) / 254).clamp(min=torch.finfo(torch.float32).tiny / 2)
     assert ((whole * scale[:, None] - weight).abs() <= bound * (1 + 1e-5)).all()
 
 
