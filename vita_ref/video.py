@@ -32,7 +32,7 @@ def frame_indices(num_frames, fps, *, start=None, end=None, max_frames=16, min_f
         four even steps from the first to the second, rounded down: the 0th, 0th, 0th, 1st
         so the choice is [0, 0, 0, 30]
 
-    Units: start and end in seconds, fps in frames a second of the film.
+    Units: start and end in seconds (upstream cuts them to whole ones), fps in frames a second of the film.
     Raises: ValueError where there is nothing to choose from.
     Source: upstream video_audio_demo.py, _get_rawvideo_dec.
     """
