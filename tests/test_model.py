@@ -243,6 +243,14 @@ REFUSED = {
     ),
     "positions of another length": (lambda v: v(ids(7, 8), position_ids=ids(0, 1, 2)), ["position_ids", "[1, 3]"]),
     "a mask of another length": (lambda v: v(ids(7, 8), attention_mask=torch.ones(1, 3)), ["[1, 2]", "[1, 3]"]),
+    "a mask of more rows": (lambda v: v(ids(7, 8), attention_mask=torch.ones(2, 2)), ["[1, 2]", "[2, 2]"]),
+    "a mask that is no batch": (lambda v: v(ids(7, 8), attention_mask=torch.ones(2)), ["attention_mask", "[2]"]),
+    "nothing new beside a mask": (
+        lambda v: v(ids(7)[:, :0], cache=v(ids(7)).cache, attention_mask=torch.ones(1, 1)),
+        ["the prompt is empty"],
+    ),
+    "labels of another length": (lambda v: v(ids(7, 8, 9), labels=ids(7, 8)), ["labels", "[1, 3]", "[1, 2]"]),
+    "labels that are a list": (lambda v: v(ids(7, 8), labels=[ids(7, 8)[0]]), ["labels", "[1, 2]", "a list"]),
     "audios that are no dict": (lambda v: v(ids(AUDIO), audios=noise(1, 6, WIDTH)), ["audios", "dict"]),
     "audios without audios": (lambda v: v(ids(AUDIO), audios={"lengths": [6]}), ["audios"]),
     "more lengths than sounds": (
@@ -351,7 +359,8 @@ def test_the_loss_is_the_same_on_either_side_of_the_padding(vita):
     alone = vita(row, labels=row).loss
     for x in (left, right):
         mask = x.ne(0)
-        torch.testing.assert_close(vita(x, attention_mask=mask, labels=x.masked_fill(~mask, -100)).loss, alone, **CLOSE)
+        for labels in (x, x.masked_fill(~mask, -100)):
+            torch.testing.assert_close(vita(x, attention_mask=mask, labels=labels).loss, alone, **CLOSE)
 
 
 def test_a_mask_over_cached_and_new_columns_goes_with_pictures_too(vita):
@@ -369,9 +378,10 @@ def test_gradients_are_recorded_without_a_cache(vita):
     assert out.cache is None and learner.decoder.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 
 
-def test_padding_may_be_any_negative_id(vita):
+@pytest.mark.parametrize("pad", [-100, IMAGE, AUDIO, VOCAB, 10**6])
+def test_padding_may_be_any_id(vita, pad):
     mask = torch.tensor([[0, 1, 1]])
-    a, b = (vita(ids(pad, 7, 8), attention_mask=mask).logits[:, 1:] for pad in (0, -100))
+    a, b = (vita(ids(pad, 7, 8), attention_mask=mask).logits[:, 1:] for pad in (0, pad))
     torch.testing.assert_close(a, b, **CLOSE)
 
 

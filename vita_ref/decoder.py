@@ -210,11 +210,12 @@ def new_columns(attention_mask, b, s, cache):
     if attention_mask.shape not in ((b, s), (b, past + s)):
         raise ValueError(f"attention_mask must be [{b}, {s}] or [{b}, {past + s}], got {list(attention_mask.shape)}")
     attention_mask = attention_mask.bool()  # [B, T]
+    new = attention_mask[:, attention_mask.shape[1] - s :]  # [B, S]
     if attention_mask.is_meta:
-        return attention_mask[:, -s:]
+        return new
     if attention_mask.shape[1] > s and not attention_mask[:, :past].equal(cache.mask):
         raise ValueError("attention_mask differs from what the cache holds in the columns that are cached already")
-    return None if attention_mask.all() else attention_mask[:, -s:]
+    return None if attention_mask.all() else new
 
 
 def known_columns(new, b, s, cache):
@@ -321,11 +322,12 @@ class Decoder(nn.Module):
 def next_token_loss(logits, labels, mask=None):
     """Mean cross-entropy of each position's successor; labels below zero are not counted.
 
-    Nor is a guess made on padding, such as that of a left-padded row's first token.
+    Nor is a guess made on padding, such as that of a left-padded row's first token, nor one of padding.
     Shapes: logits [B, S, V], labels [B, S] long, mask [B, S] bool -> scalar float32.
     """
     guesses = logits[:, :-1].float().flatten(0, 1)  # [B*(S-1), V]
     targets = labels[:, 1:].flatten()  # [B*(S-1)]
     if mask is not None:
-        targets = targets.masked_fill(~mask[:, :-1].bool().flatten(), -100)  # [B*(S-1)]
+        real = mask.bool()  # [B, S]
+        targets = targets.masked_fill(~(real[:, :-1] & real[:, 1:]).flatten(), -100)  # [B*(S-1)]
     return F.cross_entropy(guesses, targets.masked_fill(targets < 0, -100))

@@ -16,7 +16,7 @@ from . import checkpoint, linear, parallel, quant, sampling, spoken
 from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
 from .config import VitaConfig
-from .decoder import Decoder, next_token_loss
+from .decoder import Decoder, new_columns, next_token_loss
 from .prompt import TEMPLATES, split_state
 from .request import Request, batch, fit, lack, prepare
 from .speech import Speech
@@ -222,8 +222,9 @@ class Vita(nn.Module):
         """Ids and media, or ready embeddings, as what the decoder takes. Arguments as in `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if isinstance(input_ids, torch.Tensor) and input_ids.dim() != 2:
-            raise ValueError(f"input_ids must be [B, S], got {list(input_ids.shape)}")
+        for name, given in (("input_ids", input_ids), ("attention_mask", attention_mask), ("labels", labels)):
+            if isinstance(given, torch.Tensor) and given.dim() != 2:
+                raise ValueError(f"{name} must be [B, S], got {list(given.shape)}")
         if inputs_embeds is not None:
             if images is not None or audios is not None:
                 raise ValueError("images and audios need input_ids with their placeholders, not inputs_embeds")
@@ -233,12 +234,12 @@ class Vita(nn.Module):
             return Inputs(inputs_embeds, attention_mask, position_ids, labels, None)
         c = self.config
         if images is None and audios is None and not isinstance(input_ids, list):
+            if attention_mask is not None and attention_mask.device == input_ids.device and not input_ids.is_meta:
+                real = new_columns(attention_mask, *input_ids.shape, cache)  # [B, S]
+                input_ids = input_ids if real is None else input_ids.where(real, 0)  # padding may be any id
             for kind, token in (("image", c.image_token_index), ("audio", c.audio_token_index)):
                 if not input_ids.is_meta and (count := int((input_ids == token).sum())):
                     raise ValueError(f"the prompt has {count} {kind} placeholders, but 0 {kind}s were given")
-            if attention_mask is not None and attention_mask.device == input_ids.device and not input_ids.is_meta:
-                real = attention_mask[:, -input_ids.shape[1] :].bool()
-                input_ids = input_ids.where(real, input_ids.clamp(min=0))  # padding may be any id
             return Inputs(self.embed(input_ids), attention_mask, position_ids, labels, None)
         if position_ids is not None:
             raise ValueError("position_ids of a spliced prompt are made by the splice and cannot be given")
@@ -308,6 +309,9 @@ class Vita(nn.Module):
         )
         if x.embeds.shape[1] == 0:
             raise ValueError("the prompt is empty: there is nothing to read")
+        if x.labels is not None and (isinstance(x.labels, list) or x.labels.shape != x.embeds.shape[:2]):
+            got = "a list" if isinstance(x.labels, list) else list(x.labels.shape)
+            raise ValueError(f"labels must be {list(x.embeds.shape[:2])} as the prompt is, got {got}")
         learning = x.embeds.requires_grad or any(p.requires_grad for p in self.decoder.parameters())
         if cache is None and not (torch.is_grad_enabled() and learning):
             cache = self.decoder.new_cache(len(x.embeds), None)
@@ -408,7 +412,8 @@ class Vita(nn.Module):
 
         ``eos_token_id`` is an id, a list, ``()`` for none, or None for the checkpoint's; ``stream`` is
         called with each step's ids [B]; ``include_prompt`` puts ``input_ids`` in front, their
-        placeholders as they are. The other arguments are as in `forward`.
+        placeholders as they are. The repetition penalty counts the tokens of ``input_ids``, but cannot know
+        those of ``inputs_embeds``. The other arguments are as in `forward`.
         Raises: ValueError for what `forward` refuses, and for options that are out of range.
         """
         sampling.check_options(
