@@ -107,18 +107,22 @@ def test_the_module_keeps_leading_dimensions_and_the_bias():
 
 
 def test_threads_that_switch_onednn_off_at_once_leave_it_on():
-    (x, weight, _), (y, other, _) = large(1), large(1, 600)
-    before = torch.backends.mkldnn.enabled
+    x, weight, _ = large(1)
+    before, entered, joined = torch.backends.mkldnn.enabled, threading.Event(), threading.Event()
+    first = threading.Thread(target=without_onednn, args=(x, weight))
 
-    def work(rows, matrix):
-        for _ in range(200):
-            without_onednn(rows, matrix)
+    def multiply(rows, matrix):  # the second goes in while the first is in there, and comes out after it
+        if threading.current_thread() is first:
+            entered.set()
+            assert joined.wait(60)
+        else:
+            joined.set()
+            first.join()
 
-    threads = [threading.Thread(target=work, args=pair) for pair in ((x, weight), (y, other))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with patch("torch.nn.functional.linear", multiply):
+        first.start()
+        assert entered.wait(60)
+        without_onednn(x, weight)
     assert torch.backends.mkldnn.enabled == before
 
 
