@@ -5,6 +5,7 @@ import shutil
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
+import make_checkpoint
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -310,6 +311,17 @@ def test_an_eye_that_is_built_otherwise_is_refused(tmp_path, odd, named):
     refused(ours, named, EYE)
 
 
+def test_what_an_eye_leaves_out_has_the_defaults_of_its_class(tmp_path):
+    ours = vita_folder(tmp_path / "vita")
+    path = copied(EYE, ours / EYE) / "config.json"
+    sizes = dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), (32, 80, 2, 4)))
+    path.write_text(json.dumps(sizes | {"norm_type": "layer_norm", "qk_normalization": False}))
+    eye = VitaConfig.from_folder(ours).vision
+    assert eye == VisionConfig(32, 80, 2, 4, 224, 14, 3, 1e-6, qkv_bias=False)
+    path.write_text(json.dumps(sizes))
+    refused(ours, "qk_normalization, norm_type", EYE)
+
+
 def test_the_pixels_of_an_eye_are_normalised_as_its_folder_says(tmp_path):
     ours = vita_folder(tmp_path / "vita")
     mean = [0.1, 0.2, 0.3]
@@ -341,6 +353,39 @@ def test_an_ear_whose_description_is_not_understood_is_refused_by_name(tmp_path,
     assert text in content
     described.write_text(content.replace(text, instead))
     refused(ours, named, EAR)
+
+
+def test_towers_that_a_tool_writes_are_read_as_they_were_meant(tmp_path):
+    pytest.importorskip("yaml")
+    eye = VisionConfig(24, 50, 2, 3, 42, 7, 3, 1e-5, qkv_bias=False)
+    ear = AudioConfig(
+        16, 36, 2, 4, subsampling_size=12, num_mel_bins=40, frame_length=20.0, position_encoding="abs-enc",
+        normalize_before=False, concat_after=True, chunk_size=5, left_chunks=2, dynamic_chunks=True,
+        adapter_kernel_size=3, adapter_norm="batch", adapter_activation="relu",
+    )  # fmt: skip
+    ours = vita_folder(tmp_path / "vita")
+    make_checkpoint.write_towers(ours, VitaConfig(DecoderConfig(320, 64, 112, 3, 4, 2, 16), eye, ear))
+    found = VitaConfig.from_folder(ours)
+    assert (found.vision, found.audio) == (eye, ear)
+
+
+def test_what_the_description_of_an_ear_leaves_out_has_the_defaults_of_its_classes(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    ours = vita_folder(tmp_path / "vita")
+    path = copied(EAR, ours / EAR) / "train.yaml"
+    raw = yaml.safe_load(path.read_text())
+    parts = raw["encoder_conf"]["para_conf"]
+    sizes = {"attention-dim": 32, "linear-units": 64, "num-blocks": 2, "attention-heads": 4}
+    parts["transformer"] = {f"transformer-{name}": size for name, size in sizes.items()}
+    parts["subsampling"] = {"subsampling-output-dim": 32}
+    raw["model_conf"] = {"adpter_type": "subsampling"}
+    path.write_text(yaml.safe_dump(raw))
+    ear = VitaConfig.from_folder(ours).audio
+    assert (ear.position_encoding, ear.normalize_before, ear.concat_after) == ("abs-enc", True, False)
+    assert (ear.chunk_size, ear.left_chunks, ear.dynamic_chunks) == (-1, -1, True)
+    assert (ear.adapter_kernel_size, ear.adapter_norm, ear.adapter_activation) == (3, "batch", "relu")
+    path.write_text(yaml.safe_dump(raw | {"model_conf": {}}))
+    refused(ours, "adpter_type", EAR)
 
 
 @pytest.mark.parametrize(("finetuned", "prompts"), [(True, 5), (False, 0)])

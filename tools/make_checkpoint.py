@@ -104,23 +104,29 @@ def write_towers(folder, config):
     (folder / EYE).mkdir(exist_ok=True)
     (folder / EAR).mkdir(exist_ok=True)
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-    eye = {"model_type": "intern_vit_6b", "qkv_bias": True, "layer_norm_eps": v.layer_norm_eps}
+    keys += ("num_channels", "layer_norm_eps", "qkv_bias")
+    eye = {"model_type": "intern_vit_6b", "hidden_act": "gelu", "norm_type": "layer_norm", "qk_normalization": False}
     (folder / EYE / "config.json").write_text(json.dumps(eye | {k: getattr(v, k) for k in keys}, indent=1))
-    sub = {"subsampling-rate": 4, "subsampling-input-dim": 80, "subsampling-output-dim": a.subsampling_size}
+    bins = a.num_mel_bins
+    sub = {"subsampling-rate": 4, "subsampling-input-dim": bins, "subsampling-output-dim": a.subsampling_size}
     enc = {
         "attention-dim": a.hidden_size, "attention-heads": a.num_attention_heads, "linear-units": a.intermediate_size,
-        "num-blocks": a.num_hidden_layers, "pos-enc-class": a.position_encoding, "dynamic-chunks": False,
-        "concat-after": a.concat_after, "chunk_size": a.chunk_size, "left_chunks": a.left_chunks,
+        "num-blocks": a.num_hidden_layers, "pos-enc-class": a.position_encoding, "dynamic-chunks": a.dynamic_chunks,
+        "normalize-before": a.normalize_before, "concat-after": a.concat_after,
+        "chunk_size": a.chunk_size, "left_chunks": a.left_chunks,
     }  # fmt: skip
+    adapter = {"adpter_type": "subsampling", "kernel_size": a.adapter_kernel_size}
+    adapter |= {"norm": a.adapter_norm, "activation_func": a.adapter_activation}
+    fbank = {"dither": a.dither, "frame_length": a.frame_length, "frame_shift": a.frame_shift, "num_mel_bins": bins}
     layers = {"subsampling": sub, "transformer": {f"transformer-{k}": v for k, v in enc.items()}}
     yaml = {  # JSON is YAML too
-        "input_dim": 80, "is_json_cmvn": True,
+        "input_dim": bins, "is_json_cmvn": True,
         "encoder_conf": {"overview_conf": {"encoder-layer-config": "subsampling-transformer"}, "para_conf": layers},
-        "model_conf": {"norm": a.adapter_norm, "activation_func": a.adapter_activation, "kernel_size": 5},
-        "dataset_conf": {"fbank_conf": {"dither": a.dither, "frame_length": 25, "frame_shift": 10}},
+        "model_conf": adapter,
+        "dataset_conf": {"fbank_conf": fbank, "resample_conf": {"resample_rate": a.sample_rate}},
     }  # fmt: skip
     (folder / EAR / "train.yaml").write_text(json.dumps(yaml, indent=1))
-    cmvn = {"mean_stat": [0.0] * 80, "var_stat": [1.0] * 80, "frame_num": 1}
+    cmvn = {"mean_stat": [0.0] * bins, "var_stat": [1.0] * bins, "frame_num": 1}
     (folder / EAR / "global_cmvn").write_text(json.dumps(cmvn))
 
 

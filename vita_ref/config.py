@@ -321,8 +321,8 @@ def _intern_vit(folder):
     )
     refused = {
         "hidden_act": raw.get("hidden_act", "gelu") != "gelu",
-        "qk_normalization": raw.get("qk_normalization", False),
-        "norm_type": raw.get("norm_type", "layer_norm") != "layer_norm",
+        "qk_normalization": raw.get("qk_normalization", True),  # what is left out is as upstream's class has it
+        "norm_type": raw.get("norm_type", "rms_norm") != "layer_norm",
     }
     if any(refused.values()):
         raise ValueError(f"{path}: not supported here: {', '.join(k for k, bad in refused.items() if bad)}")
@@ -334,11 +334,11 @@ def _intern_vit(folder):
         mlp,
         layers,
         heads,
-        image_size=raw.get("image_size", 448),
+        image_size=raw.get("image_size", 224),
         patch_size=raw.get("patch_size", 14),
         num_channels=raw.get("num_channels", 3),
         layer_norm_eps=raw.get("layer_norm_eps", 1e-6),
-        qkv_bias=raw.get("qkv_bias", True),
+        qkv_bias=raw.get("qkv_bias", False),
         image_mean=tuple(pixels.get("image_mean", defaults["image_mean"])),
         image_std=tuple(pixels.get("image_std", defaults["image_std"])),
     )
@@ -377,7 +377,7 @@ def _whale(folder):
         "transformer-input-layer": enc.get("input_layer", "linear") == "linear",
         "transformer-positionwise-layer-type": enc.get("positionwise_layer_type", "linear") == "linear",
         "transformer-pos-enc-class": enc.get("pos_enc_class", "abs-enc") in ("rel-enc", "abs-enc", "no-enc"),
-        "adpter_type": adapter.get("adpter_type", "subsampling") == "subsampling",
+        "adpter_type": adapter.get("adpter_type", "cnn") == "subsampling",
         "norm": adapter.get("norm", "batch") in ("layer", "batch"),
         "activation_func": adapter.get("activation_func", "relu") in ("gelu", "relu"),
     }
@@ -400,7 +400,7 @@ def _whale(folder):
         chunk_size=enc.get("chunk_size", -1),
         left_chunks=enc.get("left_chunks", -1),
         dynamic_chunks=enc.get("dynamic_chunks", True),
-        adapter_kernel_size=adapter.get("kernel_size", 5),
+        adapter_kernel_size=adapter.get("kernel_size", 3),
         adapter_norm=adapter.get("norm", "batch"),
         adapter_activation=adapter.get("activation_func", "relu"),
     )
