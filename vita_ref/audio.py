@@ -86,7 +86,7 @@ def visible_spans(length, chunk_size, left_chunks):
 def read_cmvn(path, is_json):
     """Mean and 1 / standard deviation of each bin, from sums over the training data.
 
-    Only for an encoder folder without its weights: a checkpoint carries both as buffers.
+    For whoever compares or converts: a checkpoint carries both as buffers, and those are what the model takes.
 
     Shapes: -> ([M], [M]) float32
     Raises: ValueError where the file is missing or does not hold such sums.

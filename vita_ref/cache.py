@@ -77,7 +77,7 @@ class KVCache:
     def next_positions(self):
         """The position id of the token that comes next in each row, [B] long."""
         if self.length == 0:
-            return torch.zeros_like(self.positions[:, :1].sum(1))  # [B]
+            return self.positions.new_zeros(len(self.positions))  # [B]
         columns = torch.arange(1, self.length + 1, device=self.real.device)  # [T]
         last = (self.mask * columns).amax(1)  # [B]
         used = self.positions.gather(1, (last - 1).clamp(min=0)[:, None])[:, 0]  # [B]

@@ -235,7 +235,7 @@ class Vita(nn.Module):
         c = self.config
         if images is None and audios is None and not isinstance(input_ids, list):
             if attention_mask is not None and attention_mask.device == input_ids.device and not input_ids.is_meta:
-                real = new_columns(attention_mask, *input_ids.shape, cache)  # [B, S]
+                real = new_columns(attention_mask, *input_ids.shape, cache)
                 input_ids = input_ids if real is None else input_ids.where(real, 0)  # padding may be any id
             for kind, token in (("image", c.image_token_index), ("audio", c.audio_token_index)):
                 if not input_ids.is_meta and (count := int((input_ids == token).sum())):
