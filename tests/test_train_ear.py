@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import demo_speech as speech
@@ -13,7 +14,7 @@ import pytest
 import sentencepiece
 import torch
 import train_ear
-from demo_model import END, demo_config
+from demo_model import END, compile_layers, demo_config
 from train_demo import IMAGE, Packer
 from train_ear import (
     ALOUD,
@@ -171,3 +172,11 @@ def test_finish_leaves_the_eye_as_it_was_and_weights_that_answer_with_the_newest
     with torch.no_grad():
         pixels = torch.randn(1, 3, 112, 112)
         torch.testing.assert_close(vita.vision(pixels).float(), later.vision(pixels), atol=0.05, rtol=0.05)
+
+
+def test_compiling_covers_every_layer_of_the_three_parts_and_renames_nothing():
+    model = Listener(CONFIG)
+    names = list(model.state_dict())
+    compile_layers(model)  # nothing is compiled before it is called
+    compiled = Counter(type(m).__name__ for m in model.modules() if m._compiled_call_impl is not None)
+    assert compiled == {"VisionLayer": 5, "Layer": 4, "DecoderLayer": 4} and list(model.state_dict()) == names

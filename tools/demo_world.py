@@ -7,6 +7,7 @@ Units: positions and radii are fractions of the picture's side, x to the right a
 A contact sheet: ``python tools/demo_world.py sheet.png``. Test: ``pytest tests/test_demo_world.py``
 """
 
+import functools
 import io
 import itertools
 import math
@@ -70,11 +71,16 @@ class Scene:
     names: tuple = ()  # (word, number of what it stands for)
 
 
-def sample_scene(rng, held_out=False):
-    """One to three things that are apart; with a held-out pair among them, or without any."""
+def sample_scene(rng, held_out=False, wanted=None):
+    """One to three things that are apart; with a held-out pair among them, or without any.
+
+    ``wanted`` may say how many there are and which size the first has.
+    """
     while True:
         pairs = _sample_pairs(rng, rng.choices((1, 2, 3), (20, 40, 40))[0], held_out)
         sizes = [rng.choice(list(SIZES)) for _ in pairs]
+        if wanted and (len(pairs), sizes[0]) != wanted:
+            continue
         radii = [rng.uniform(*SIZES[size]) for size in sizes]
         for _ in range(20):
             if centres := _place(radii, rng):
@@ -111,7 +117,7 @@ def _place(radii, rng):
 
 def outline(thing):
     """[n, 2] points in the picture; the same thing always has the same."""
-    points = _outline(thing.shape, random.Random(thing.form)) @ _turn(thing.angle)
+    points = _outline(thing.shape, thing.form) @ _turn(thing.angle)
     return thing.radius * points + (thing.x, thing.y)
 
 
@@ -163,8 +169,10 @@ def renamed(frames, rng):
     return [replace(frame, names=names) for frame in frames]
 
 
-def _outline(shape, rng):
+@functools.lru_cache(64)  # one that moves is asked for again in every frame
+def _outline(shape, form):
     """One of many outlines of a shape, as points around its centre with a radius of about 1; none is lopsided."""
+    rng = random.Random(form)
     if shape == "blob":
         angles = np.arange(60) * math.tau / 60
         waves = sum(rng.uniform(0, 0.22) * np.cos(k * angles + rng.uniform(0, math.tau)) for k in range(2, 7))
@@ -348,14 +356,12 @@ def sample_clip(rng, held_out=False):
     dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}[kind]
     wanted = rng.choice((1, 2)), rng.choice(list(SIZES))  # rejection alone would favour the few and the small
     while True:
-        scene = sample_scene(rng, held_out)
-        if (len(scene.things), scene.things[0].size) != wanted:
-            continue
+        scene = sample_scene(rng, held_out, wanted)
         way = rng.uniform(0.2, 0.5) / steps
         mover, others = scene.things[0], scene.things[1:]
         frames = [replace(scene, things=(replace(mover, x=mover.x + dx * way * i, y=mover.y + dy * way * i), *others))
                   for i in range(steps + 1)]
-        if all(fits(frame.things) for frame in frames):
+        if all(fits(frame.things) for frame in reversed(frames)):  # it leaves the picture at the end, if at all
             return frames, kind
 
 

@@ -16,12 +16,20 @@ from pathlib import Path
 import demo_speech as speech
 import demo_world as world
 import torch
-from demo_model import Model, Stage, as_pixels, demo_config, make_tokenizer, odd_scenes
+from demo_model import (
+    Model,
+    Stage,
+    as_pixels,
+    compile_layers,
+    demo_config,
+    make_tokenizer,
+    odd_scenes,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset
-from train_demo import IMAGE, Packer, answer_losses, arguments
+from train_demo import IMAGE, Packer, answer_losses, arguments, begun
 
 from vita_ref.audio import AudioEncoder
 from vita_ref.config import VitaConfig
@@ -161,12 +169,10 @@ def hear_all(model, said, rng):
 
 
 def main():
-    stages = {"ear": 1500, "finish": 4500}
+    stages = {"ear": (1500, 1e-3), "finish": (5000, 4e-4)}
     parser = arguments(__doc__, stages)
     parser.add_argument("--out", type=Path, default=Path("weights/demo"))
-    a = parser.parse_args()
-    torch.manual_seed(a.seed)
-    torch.set_num_threads(a.threads)
+    a = begun(parser, stages)
     sp = make_tokenizer(a.work)
     config = demo_config(sp, EAR)
     model = Listener(config)
@@ -179,10 +185,11 @@ def main():
     take("decoder", "decoder")
     learning = [model.blank, model.nearness, *model.audio.parameters()]
     if a.stage == "finish":
-        take("eye", *EYE)
         take("ear", "audio", "blank", "nearness")
         learning += model.decoder.parameters()
-    stage = Stage(a.stage, a.work, learning, a.steps or stages[a.stage], a.rate).resume(model)
+    stage = Stage(a.stage, a.work, learning, a.steps, a.rate).resume(model)
+    if a.compile:
+        compile_layers(model)
     packer = Packer(sp, a.seed + stage.first + 2)
     rng, normal = packer.rng, model.audio.encoder["global_cmvn"]
     batches = lessons(sp, rng, a.batch)
@@ -211,13 +218,15 @@ def main():
         return {f"{kind}{name}": loss for name, loss in found.items()}
 
     def losses(step):
+        if a.stage == "finish" and step % 200 == 0:
+            take("eye", *EYE)  # which may learn on beside this: what it writes stays the same, and comes nearer to it
         if step % 200 == 199:
             print("transcripts", {group: round(exact(model, said), 2) for group, said in trials.items()}, flush=True)
         return ear(step) if a.stage == "ear" else finish(step)
 
     stage.run(model, losses)
     if a.stage == "finish":
-        take("eye", *EYE)  # it may have learned on beside this: what it writes stays the same
+        take("eye", *EYE)
         a.out.mkdir(parents=True, exist_ok=True)
         packer.forget(model.decoder)
         model.save(a.out, config)
