@@ -501,6 +501,13 @@ def test_a_weight_of_a_loss_is_its_share(tmp_path):
     torch.testing.assert_close(start - model.weight.detach(), torch.full((2, 3), 0.375 * 0.01 / 100), rtol=0.01, atol=0)
 
 
+def test_a_batch_whose_gradient_is_no_number_is_passed_over(tmp_path):
+    stage, model, _ = a_stage(tmp_path, 1)
+    start = model.weight.detach().clone()
+    stage.run(model, lambda step: {"a": (model.weight.sum() * math.nan, 1.0)})
+    assert model.weight.equal(start)
+
+
 # ---- the trainer and what it leaves
 
 

@@ -227,8 +227,8 @@ class Stage:
                 found = losses(step)
             self.optimiser.zero_grad(set_to_none=True)
             sum(loss * weight for loss, weight in found.values()).backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimiser.step()
+            if nn.utils.clip_grad_norm_(self.parameters, 1.0).isfinite():  # else one bad batch would undo the run
+                self.optimiser.step()
             log.append({k: loss.item() for k, (loss, _) in found.items()})
             if step % 20 == 19:
                 left = (self.steps - step - 1) * (time.time() - start) / (step - self.first + 1) / 60

@@ -169,7 +169,7 @@ def hear_all(model, said, rng):
 
 
 def main():
-    stages = {"ear": (1500, 1e-3), "finish": (5000, 4e-4)}
+    stages = {"ear": (1500, 1e-3), "finish": (4500, 4e-4)}
     parser = arguments(__doc__, stages)
     parser.add_argument("--out", type=Path, default=Path("weights/demo"))
     a = begun(parser, stages)
