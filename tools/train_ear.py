@@ -120,9 +120,10 @@ def spoken_row(packer, images, pairs, written=3):
 
 
 class Questions(IterableDataset):
-    """Without end: kind, what is seen, rows and the spoken questions in them; every other batch is of clips.
+    """Without end: kind, what is seen, rows and the spoken questions in them.
 
-    Of four batches two are seen by the eye, as pixels [N, 3, H, W]; the others are codes [N, V, D], in writing alone.
+    Of four batches two are pictures and one clips, seen by the eye as pixels [N, 3, H, W]; the fourth is codes [N, V, D]
+    of the one or the other by turns, in writing alone.
     """
 
     def __init__(self, packer, config, size):
@@ -130,11 +131,12 @@ class Questions(IterableDataset):
 
     def __iter__(self):
         for step in itertools.count():
-            if step % 4 < 2:
-                yield self.clips() if step % 2 else self.pictures()
+            if step % 4 < 3:
+                yield self.clips() if step % 4 == 1 else self.pictures()
             else:
-                codes, rows = self.packer.coded(self.size, self.config.vision.num_positions, step % 2)
-                yield "coded clips, " if step % 2 else "coded, ", codes, rows, []
+                of_clips = step % 8 == 7
+                codes, rows = self.packer.coded(self.size, self.config.vision.num_positions, of_clips)
+                yield "coded clips, " if of_clips else "coded, ", codes, rows, []
 
     def pictures(self):
         """So many pictures with a question aloud for every other one, and some of what has no name."""
