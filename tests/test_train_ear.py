@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import torch
 import train_ear
-from demo_model import END, compile_layers, demo_config
+from demo_model import END, Model, compile_layers, demo_config
 from train_demo import IMAGE, Packer
 from train_ear import (
     ALOUD,
@@ -139,7 +139,7 @@ def test_a_transcript_is_right_when_its_words_are_in_their_order(listener, monke
     assert exact(listener, wrong) == 0.5
 
 
-def test_finish_leaves_the_eye_as_it_was_and_weights_that_answer_with_the_newest(tmp_path, monkeypatch):
+def test_finish_takes_the_newest_eye_as_it_is_and_leaves_weights_that_answer(tmp_path, monkeypatch):
     shutil.copy(DEMO / "tokenizer.model", tmp_path)
     torch.manual_seed(1)
     model = Listener(CONFIG)
@@ -160,6 +160,7 @@ def test_finish_leaves_the_eye_as_it_was_and_weights_that_answer_with_the_newest
         assert torch.load(tmp_path / "finish.pt", weights_only=True)["step"] == int(steps)
         torch.save({"model": later.state_dict()}, tmp_path / "eye.pt")
     after = torch.load(tmp_path / "finish.pt", weights_only=True)["model"]
+    before |= {k: v for k, v in later.state_dict().items() if k.split(".")[0] in train_ear.EYE}
     changed = {k.split(".")[0] for k in before if not before[k].equal(after[k])}
     assert changed == {"decoder", "audio", "blank", "nearness"}
     normal = "audio.encoder.global_cmvn.mean"  # not learned, so it tells whose ear this is
@@ -172,6 +173,25 @@ def test_finish_leaves_the_eye_as_it_was_and_weights_that_answer_with_the_newest
     with torch.no_grad():
         pixels = torch.randn(1, 3, 112, 112)
         torch.testing.assert_close(vita.vision(pixels).float(), later.vision(pixels), atol=0.05, rtol=0.05)
+
+
+def test_the_ear_learns_alone_and_from_the_words_of_the_newest_decoder(tmp_path, monkeypatch):
+    shutil.copy(DEMO / "tokenizer.model", tmp_path)
+    found = []
+    for steps in (2, 3):
+        words = Model(CONFIG).decoder.state_dict(prefix="decoder.")
+        torch.save({"model": words}, tmp_path / "decoder.pt")
+        options = ["--work", tmp_path, "--steps", steps, "--batch", 4, "--rate", "0.05"]
+        monkeypatch.setattr("sys.argv", ["train_ear.py", "ear", *map(str, options)])
+        train_ear.main()
+        found.append(torch.load(tmp_path / "ear.pt", weights_only=True))
+        assert found[-1]["step"] == steps
+        assert all(found[-1]["model"][name].equal(tensor) for name, tensor in words.items())
+    before, after = (kept["model"] for kept in found)
+    changed = {k.split(".")[0] for k in before if not before[k].equal(after[k])}
+    assert changed == {"decoder", "audio", "blank", "nearness"}
+    normal = "audio.encoder.global_cmvn.mean"  # found once, at the beginning
+    assert after[normal].equal(before[normal]) and after[normal].any()
 
 
 def test_compiling_covers_every_layer_of_the_three_parts_and_renames_nothing():

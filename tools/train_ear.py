@@ -171,7 +171,7 @@ def hear_all(model, said, rng):
 
 
 def main():
-    stages = {"ear": (1500, 1e-3), "finish": (4500, 4e-4)}
+    stages = {"ear": (2400, 1e-3), "finish": (4500, 4e-4)}
     parser = arguments(__doc__, stages)
     parser.add_argument("--out", type=Path, default=Path("weights/demo"))
     a = begun(parser, stages)
@@ -185,10 +185,10 @@ def main():
         model.load_state_dict({k: v for k, v in saved.items() if k.split(".")[0] in kept}, strict=False)
 
     take("decoder", "decoder")
-    learning = [model.blank, model.nearness, *model.audio.parameters()]
+    learning, fixed = [model.blank, model.nearness, *model.audio.parameters()], ("decoder", "decoder")
     if a.stage == "finish":
         take("ear", "audio", "blank", "nearness")
-        learning += model.decoder.parameters()
+        learning, fixed = [*learning, *model.decoder.parameters()], ("eye", *EYE)
     stage = Stage(a.stage, a.work, learning, a.steps, a.rate).resume(model)
     if a.compile:
         compile_layers(model)
@@ -220,15 +220,15 @@ def main():
         return {f"{kind}{name}": loss for name, loss in found.items()}
 
     def losses(step):
-        if a.stage == "finish" and step % 200 == 0:
-            take("eye", *EYE)  # which may learn on beside this: what it writes stays the same, and comes nearer to it
+        if (step - stage.first) % 200 == 0:  # what stays as it is here may learn on beside this
+            take(*fixed)
         if step % 200 == 199:
             print("transcripts", {group: round(exact(model, said), 2) for group, said in trials.items()}, flush=True)
         return ear(step) if a.stage == "ear" else finish(step)
 
     stage.run(model, losses)
     if a.stage == "finish":
-        take("eye", *EYE)
+        take(*fixed)
         a.out.mkdir(parents=True, exist_ok=True)
         packer.forget(model.decoder)
         model.save(a.out, config)
