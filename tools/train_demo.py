@@ -201,7 +201,7 @@ def begun(parser, stages):
 
 
 def main():
-    stages = {"eye": (17000, 1e-3), "decoder": (8000, 1e-3)}
+    stages = {"eye": (17000, 1e-3), "decoder": (18500, 1e-3)}
     a = begun(arguments(__doc__, stages), stages)
     sp = make_tokenizer(a.work)
     config = demo_config(sp)
