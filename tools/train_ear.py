@@ -184,8 +184,8 @@ def main():
         saved = torch.load(a.work / f"{name}.pt", weights_only=True)["model"]
         model.load_state_dict({k: v for k, v in saved.items() if k.split(".")[0] in kept}, strict=False)
 
-    take("decoder", "decoder")
     learning, fixed = [model.blank, model.nearness, *model.audio.parameters()], ("decoder", "decoder")
+    take(*fixed)
     if a.stage == "finish":
         take("ear", "audio", "blank", "nearness")
         learning, fixed = [*learning, *model.decoder.parameters()], ("eye", *EYE)
