@@ -5,11 +5,11 @@ import shutil
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
-import make_checkpoint
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tools import make_checkpoint
 from vita_ref import VitaConfig
 from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
 

@@ -7,12 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import make_checkpoint
 import pytest
 import soundfile
 import torch
 from PIL import Image
 
+from tools import make_checkpoint
 from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig, VisionConfig
 from vita_ref.generate import demo_folder, main

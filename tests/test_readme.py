@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mutants import MUTANTS, planted
-
+from tools.mutants import MUTANTS, planted
 from vita_ref.generate import main, parser
 
 ROOT = Path(__file__).parent.parent

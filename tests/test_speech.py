@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_speech import convert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from tools.convert_speech import convert
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
 from vita_ref.decoder import RMSNorm
 from vita_ref.speech import Speech, penalised
-from vita_ref.vocoder import cut
+from vita_ref.voice.vocoder import cut
 
 GOLDEN = Path(__file__).parent / "golden/tts"
 TABLE = json.loads((GOLDEN / "cases/cases.json").read_text())

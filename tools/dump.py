@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import Vita, generate
+from vita_ref.analysis.trace import trace
 from vita_ref.request import batch, prepare, wording
-from vita_ref.trace import trace
 
 USED = {  # the flags that make a request or run it
     *("out", "compare", "tolerance", "deep", "all_logits", "max_new_tokens"),

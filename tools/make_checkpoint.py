@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import Vita, VitaConfig
-from vita_ref.checkpoint import expected_names
 from vita_ref.config import DecoderConfig
+from vita_ref.files.checkpoint import expected_names
 from vita_ref.model import TABLE
 
 QWEN2_HALF_B = VitaConfig(

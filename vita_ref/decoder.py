@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache import KVCache
-from .linear import Linear, linear
+from .scale.products import Linear, linear
 
 
 class Mask(NamedTuple):

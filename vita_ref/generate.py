@@ -21,11 +21,13 @@ from pathlib import Path
 
 import torch
 
-from . import budget, parallel, sampling
+from . import sampling
+from .analysis import budget
+from .files.tokenizer import StreamDecoder
 from .model import Vita, until
 from .prompt import split_state
 from .request import Request, batch, fit, prepare
-from .tokenizer import StreamDecoder
+from .scale import parallel
 
 GROUP = 8  # requests of a --batch file that run together
 

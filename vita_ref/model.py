@@ -12,19 +12,24 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import checkpoint, linear, parallel, quant, sampling, spoken
+from . import sampling
 from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
 from .config import VitaConfig
 from .decoder import Decoder, new_columns, next_token_loss
+from .files import checkpoint
+from .files.tokenizer import load_tokenizer
 from .prompt import TEMPLATES, split_state
 from .request import Request, batch, fit, lack, prepare
+from .scale import int8 as quant
+from .scale import parallel
+from .scale import products as linear
 from .speech import Speech
 from .splice import splice
-from .tokenizer import load_tokenizer
 from .video import slow_fast
 from .vision import Projector, VisionTower
-from .vocoder import stretch
+from .voice import text as spoken
+from .voice.vocoder import stretch
 
 # where a checkpoint keeps each part
 TABLE = {

@@ -26,7 +26,7 @@ from .cache import KVCache
 from .config import CodecConfig, SpeechConfig
 from .decoder import SEE_ALL, DecoderLayer, RMSNorm, embedding, rope_angles
 from .sampling import sample
-from .vocoder import Vocoder, cut, fold_weight_norm
+from .voice.vocoder import Vocoder, cut, fold_weight_norm
 
 
 class SpeechDecoder(nn.Module):

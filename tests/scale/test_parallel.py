@@ -1,0 +1,203 @@
+"""Two processes that share a decoder against one that has it all: the same answers, half the memory, one voice.
+
+The processes are started once; each writes down what it found, and the tests read both accounts.
+"""
+
+import contextlib
+import io
+import os
+import re
+import socket
+from dataclasses import replace
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tools import make_checkpoint
+from vita_ref import Vita, VitaConfig, generate
+from vita_ref.config import DecoderConfig, VisionConfig
+from vita_ref.scale import parallel
+from vita_ref.scale.products import packable
+
+SIZES = DecoderConfig(301, 35, 41, 2, 12, 4, 6)  # the ranks do not get equal parts of V, D and F
+CONFIGS = {
+    "untied": SIZES,
+    "tied": replace(SIZES, tie_word_embeddings=True),
+    "odd": replace(SIZES, num_key_value_heads=3),
+    "misshapen": SIZES,
+}
+PROMPT, NEXT = torch.arange(5, 18).view(1, -1), torch.arange(40, 42).view(1, -1)
+SAMPLED = {"do_sample": True, "max_new_tokens": 7, "eos_token_id": ()}
+FLAGS = ("--prompt", "hi", "--max-new-tokens", "6", "--model")
+
+
+def account(folder, **options):
+    """What one process finds about the checkpoint of a folder."""
+    vita = Vita.from_pretrained(folder, **options)
+    with torch.inference_mode():
+        first = vita(PROMPT)
+        chunk = vita(NEXT, cache=first.cache)
+        sampled = vita.generate(PROMPT, **SAMPLED), vita.generate(PROMPT, **SAMPLED)
+        seeded = vita.generate(PROMPT, **SAMPLED, generator=torch.Generator().manual_seed(3))
+    return {
+        "logits": torch.cat([first.logits, chunk.logits], 1),
+        "sampled": torch.stack(sampled),
+        "seeded": seeded,
+        "greedy": vita.generate(PROMPT, max_new_tokens=7, eos_token_id=()),
+        "decoder": {n: list(p.shape) for n, p in vita.decoder.named_parameters()},
+        "eye": {n: p.clone() for n, p in vita.vision.named_parameters()},
+        "contiguous": all(p.is_contiguous() for p in vita.decoder.parameters()),
+        "cache": first.cache.nbytes,
+    }
+
+
+def command(*flags):
+    """Status, standard output and standard error of a command line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = generate.main(list(map(str, flags)))
+        except SystemExit as stop:
+            status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def work(rank, folder, ports):
+    """All that one of the two processes does, in steps that both begin together; each has its meeting place."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    ports, found = iter(ports), {}
+    os.environ["MASTER_PORT"] = next(ports)
+    with parallel.joined("cpu"):
+        found["untied"] = account(folder / "untied", split=True)
+        found["tied"] = account(folder / "tied", split=True)
+        found["int8"] = account(folder / "untied", split=True, quantize="int8")
+        found["packed"] = account(folder / "untied", split=True, pack=packable(torch.float32))
+    commands = {
+        "answer": (*FLAGS, folder / "untied"),
+        "odd": (*FLAGS, folder / "odd"),
+        "misshapen": (*FLAGS, folder / "misshapen"),
+        "nowhere": (*FLAGS, folder / ("untied", "nowhere")[rank]),  # an error of the second alone
+        "nonsense": ("--nonsense",),
+    }
+    for name, flags in commands.items():
+        os.environ["MASTER_PORT"] = next(ports)
+        found[name] = command(*flags)
+    os.environ["MASTER_PORT"] = next(ports)
+    with parallel.joined("cpu"):
+        if rank == 0:
+            try:
+                parallel.summed(torch.ones(3))
+            except ValueError as error:
+                found["left alone"] = str(error)
+    torch.save(found, folder / f"rank{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The accounts of the two processes, and of one that has it all."""
+    folder = tmp_path_factory.mktemp("parallel")
+    eye = VisionConfig(16, 20, 1, 2, image_size=28, patch_size=7)
+    for name, sizes in CONFIGS.items():
+        config = replace(VitaConfig.preset("demo"), decoder=sizes, vision=eye, audio=None, template="chatml")
+        make_checkpoint.write(folder / name, "demo", seed=3, config=replace(config, eos_token_ids=(300,)))
+    config = folder / "misshapen" / "config.json"
+    config.write_text(config.read_text().replace(str(SIZES.intermediate_size), "43"))
+    with contextlib.ExitStack() as stack:  # all open at once, so that no port comes twice
+        doors = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(7)]
+        ports = [str(door.getsockname()[1]) for door in doors]
+    workers = [get_context("spawn").Process(target=work, args=(rank, folder, ports)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    whole = {"untied": account(folder / "untied"), "tied": account(folder / "tied")}
+    whole |= {"int8": account(folder / "untied", quantize="int8"), "answer": command(*FLAGS, folder / "untied")}
+    whole["packed"] = whole["untied"]
+    for worker in workers:
+        worker.join(100)
+        if worker.is_alive():
+            worker.kill()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    return SimpleNamespace(whole=whole, ranks=[torch.load(folder / f"rank{r}.pt") for r in range(2)])
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied", "packed"])
+def test_the_logits_are_those_of_one_process_within_rounding(run, kind):
+    want = run.whole[kind]["logits"]
+    for rank in run.ranks:
+        assert rank[kind]["logits"].shape == want.shape == (1, 15, SIZES.vocab_size)
+        assert (rank[kind]["logits"] - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied", "int8", "packed"])
+def test_every_rank_has_the_same_bits_and_draws_the_same_tokens(run, kind):
+    first, second = (rank[kind] for rank in run.ranks)
+    for name in ("logits", "greedy", "seeded", "sampled"):
+        assert first[name].equal(second[name])
+    assert not first["sampled"][0].equal(first["sampled"][1])
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied", "packed"])
+def test_tokens_are_those_of_one_process(run, kind):
+    for name in ("greedy", "seeded"):
+        assert run.ranks[0][kind][name].equal(run.whole[kind][name])
+
+
+def test_int8_parts_are_rounded_like_int8_as_a_whole(run):
+    exact, whole, mine = (r["logits"] for r in (run.whole["untied"], run.whole["int8"], run.ranks[0]["int8"]))
+    assert 0 < (mine - exact).abs().max() < 1.5 * (whole - exact).abs().max()
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_each_rank_holds_its_part_of_every_matrix_and_of_the_cache(run, kind):
+    whole, parts = run.whole[kind]["decoder"], [rank[kind]["decoder"] for rank in run.ranks]
+    assert all(part.keys() == whole.keys() for part in parts)
+    for name, shape in whole.items():
+        shared = [axis for axis, size in enumerate(shape) if parts[0][name][axis] != size]
+        if "norm" in name:
+            assert parts[0][name] == parts[1][name] == shape
+        else:
+            (axis,) = shared
+            sizes = [part[name][axis] for part in parts]
+            assert sum(sizes) == shape[axis] and max(sizes) - min(sizes) <= 1
+    for rank in run.ranks:
+        assert 2 * rank[kind]["cache"] == run.whole[kind]["cache"] and rank[kind]["contiguous"]
+
+
+def test_the_eye_is_whole_everywhere(run):
+    for rank in run.ranks:
+        assert all(p.equal(run.whole["untied"]["eye"][n]) for n, p in rank["untied"]["eye"].items())
+
+
+def test_only_the_first_rank_prints_and_it_prints_what_one_process_does(run):
+    assert run.ranks[0]["answer"] == run.whole["answer"] and run.whole["answer"][0] == 0
+    assert run.ranks[1]["answer"] == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "kind, told",
+    [
+        ("odd", "3 key.*12 query.* 2 processes"),
+        ("misshapen", r"\[41, 35\], expected \[43, 35\]"),  # whole shapes, not this rank's
+        ("nowhere", "nowhere"),
+        ("nonsense", "--nonsense"),
+    ],
+)
+def test_an_error_of_any_rank_ends_all_with_one_line(run, kind, told):
+    status, out, err = run.ranks[0][kind]
+    assert status == 2 and out == "" and err.count("\n") == 1 and re.search(told, err)
+    assert run.ranks[1][kind] == (2, "", "")
+
+
+def test_a_rank_that_is_left_alone_says_so(run):
+    assert "another of the 2 processes has ended" in run.ranks[0]["left alone"]
+
+
+@pytest.mark.parametrize("flags", [("--speak", "x.wav"), ("--image", "-")])
+def test_what_only_one_process_can_do_is_refused(monkeypatch, flags):
+    a = generate.parser().parse_args(flags)
+    generate.check(a)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="leave out --speak and --image -"):
+        generate.check(a)

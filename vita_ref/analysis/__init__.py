@@ -1,0 +1,1 @@
+"""What a request does inside: traces of a run, and what it needs before it runs."""

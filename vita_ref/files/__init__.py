@@ -1,0 +1,1 @@
+"""Checkpoint folders: their configs, safetensors files and tokenizers."""
