@@ -41,7 +41,7 @@ def agrees(cache, columns):
 @few
 @given(stories, st.sampled_from([None, 48]), st.integers(0, 9))
 def test_a_cache_holds_what_a_list_of_columns_would(story, limit, seed):
-    with patch("vita_ref.cache._GROWTH", 4):
+    with patch("vita_ref.cache.GROWTH", 4):
         cache, columns, seed = KVCache(L, B, G, limit, K), [], seed * 1000
         for kind, *what in story:
             if kind == "cut":

@@ -13,16 +13,16 @@ from vita_ref import KVCache, Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.decoder import (
     MLP,
-    QUERIES,
+    QUERY_BLOCK,
     Decoder,
-    Mask,
     RMSNorm,
-    attend,
-    attention_weights,
+    apply_rope,
+    eager_attention,
+    fused_attention,
     next_token_loss,
     rope_angles,
-    rotate,
 )
+from vita_ref.masks import Mask
 
 few = settings(max_examples=25, deadline=None)
 fewer = settings(max_examples=10, deadline=None)
@@ -78,7 +78,7 @@ def batches(draw, sides=("none", "left", "right", "anywhere")):
 
 
 def logits(decoder, ids, **options):
-    return decoder.logits(decoder(decoder.embed_tokens(ids), **options).last_hidden_state)
+    return decoder.lm_head(decoder(decoder.embed_tokens(ids), **options).last_hidden_state)
 
 
 def off(got, want):
@@ -107,7 +107,7 @@ def test_any_chunking_gives_the_same_logits(decoder, batch, data):
         assert cache.length == end and cache.mask.equal(real[:, :end])
         assert cache.next_positions.equal(real[:, :end].sum(1))
 
-    with patch("vita_ref.cache._GROWTH", 4):
+    with patch("vita_ref.cache.GROWTH", 4):
         for start, end in zip([0, *cuts], [*cuts, s]):
             go_on(start, end)
         kept = data.draw(st.integers(0, s - 1), "kept")
@@ -179,7 +179,7 @@ def test_packed_rows_are_as_if_each_stood_alone(decoder, lengths, seed):
         embeds = decoder.embed_tokens(torch.cat(rows, 1))
         out = decoder(embeds, attention_mask=packed, position_ids=positions, output_attentions=maps)
         want = torch.cat([logits(decoder, row) for row in rows], 1)
-        assert off(decoder.logits(out.last_hidden_state), want) < 1e-4
+        assert off(decoder.lm_head(out.last_hidden_state), want) < 1e-4
 
 
 @few
@@ -199,7 +199,7 @@ def test_a_failed_pass_leaves_the_cache_as_it_was(decoder, batch, data):
     def stumble(*_):
         raise ArithmeticError
 
-    with patch("vita_ref.cache._GROWTH", 3):
+    with patch("vita_ref.cache.GROWTH", 3):
         logits(decoder, ids[:, :n], attention_mask=real[:, :n], cache=cache)
         before = state()
         broken = data.draw(st.sampled_from([decoder.norm, *(m for x in decoder.layers for m in (x.self_attn, x.mlp))]))
@@ -259,7 +259,7 @@ def test_half_precision_stays_near_float32(dtype, bound):
         want, cache = logits(decoder, ids, attention_mask=real), half.new_cache(2)
         first = logits(half, ids[:, :5], attention_mask=real[:, :5], cache=cache)
         out = half(half.embed_tokens(ids[:, 5:]), attention_mask=real[:, 5:], cache=cache, output_attentions=True)
-        got = torch.cat([first, half.logits(out.last_hidden_state)], 1)
+        got = torch.cat([first, half.lm_head(out.last_hidden_state)], 1)
         assert got.dtype == out.attentions[0].dtype == cache.keys.dtype == dtype
         assert ((got.float() - want)[real].norm() / want[real].norm()) < bound
 
@@ -303,10 +303,10 @@ def test_no_layer_s_output_is_kept_unless_it_is_asked_for():
 def test_a_tied_head_is_the_embedding_table():
     tied = build(DecoderConfig(41, 14, 23, 1, 6, 2, 10, tie_word_embeddings=True))
     hidden = torch.randn(2, 3, 14, generator=source(0))
-    assert off(tied.logits(hidden), hidden @ tied.embed_tokens.weight.T) < 1e-5
+    assert off(tied.lm_head(hidden), hidden @ tied.embed_tokens.weight.T) < 1e-5
     assert not any("lm_head" in name for name in tied.state_dict())
     untied = build(TINY)
-    assert off(untied.logits(hidden), hidden @ untied.lm_head.weight.T) < 1e-5
+    assert off(untied.lm_head(hidden), hidden @ untied.lm_head.weight.T) < 1e-5
 
 
 @few
@@ -361,7 +361,7 @@ def test_rope_turns_complex_numbers(size, theta, start, seed):
     pairs = torch.complex(*x.double().chunk(2, -1))  # the first half is real, the second imaginary
     angles = positions[:, None, :, None].double() * theta ** (-torch.arange(0, size, 2).double() / size)
     turned = pairs * torch.polar(torch.ones_like(angles), angles)
-    got = rotate(x, rope_angles(positions, size, theta))
+    got = apply_rope(x, rope_angles(positions, size, theta))
     assert off(got, torch.cat([turned.real, turned.imag], -1)) < 2e-3  # 4000 radians in float32
     assert off(got.norm(dim=-1), x.norm(dim=-1)) < 1e-5
 
@@ -373,7 +373,7 @@ def test_rope_scores_depend_on_the_difference_of_positions_alone(first, second, 
 
     def score(p, r):
         q_angles, k_angles = (rope_angles(torch.tensor([[x]]), 8, 1e4) for x in (p, r))
-        return (rotate(q, q_angles) * rotate(k, k_angles)).sum()
+        return (apply_rope(q, q_angles) * apply_rope(k, k_angles)).sum()
 
     assert off(score(first + shift, second + shift), score(first, second)) < 2e-3
 
@@ -398,11 +398,11 @@ def test_both_ways_of_attention_agree_with_repeated_keys(groups, each, past, new
         for t in range(past + i + 1):
             allowed[:, 0, i, t] = real[:, t] | (t == past + i)
     weights, want = slow_attention(q, k, v, allowed)
-    assert off(attend(q, k, v, mask), want) < 1e-5
-    assert off(attention_weights(q, k, mask), weights) < 1e-5
-    with patch("vita_ref.decoder.QUERIES", 2):  # a mask for two queries at a time
-        assert off(attend(q, k, v, mask), want) < 1e-5
-        assert off(attend(q, k, v, Mask(allowed=allowed)), want) < 1e-5
+    assert off(fused_attention(q, k, v, mask), want) < 1e-5
+    assert off(eager_attention(q, k, v, mask)[1], weights) < 1e-5
+    with patch("vita_ref.decoder.QUERY_BLOCK", 2):  # a mask for two queries at a time
+        assert off(fused_attention(q, k, v, mask), want) < 1e-5
+        assert off(fused_attention(q, k, v, Mask(allowed=allowed)), want) < 1e-5
 
 
 def test_the_mask_of_a_step_is_made_once_for_all_layers():
@@ -416,7 +416,7 @@ def test_the_mask_of_a_step_is_made_once_for_all_layers():
 
 
 def test_a_long_padded_prompt_never_makes_a_mask_of_all_its_queries():
-    s = 2 * QUERIES + 3
+    s = 2 * QUERY_BLOCK + 3
     q, k, real = torch.randn(1, 2, s, 4), torch.randn(1, 1, s, 4), torch.arange(s)[None] >= 5
     made, rows = [], Mask.rows
 
@@ -425,8 +425,8 @@ def test_a_long_padded_prompt_never_makes_a_mask_of_all_its_queries():
         return made[-1]
 
     with patch.object(Mask, "rows", counted):
-        attend(q, k, k, Mask(0, real))
-    assert [mask.shape[2:] for mask in made] == [(QUERIES, QUERIES), (QUERIES, 2 * QUERIES), (3, s)]
+        fused_attention(q, k, k, Mask(0, real))
+    assert [mask.shape[2:] for mask in made] == [(QUERY_BLOCK, QUERY_BLOCK), (QUERY_BLOCK, 2 * QUERY_BLOCK), (3, s)]
 
 
 def test_masks_look_like_this():
@@ -442,16 +442,16 @@ def test_masks_look_like_this():
 def test_keys_and_values_are_not_copied_for_every_query_head(largest):
     q, k = torch.randn(1, 12, 3, 64), torch.randn(1, 2, 400, 64)
     with largest:
-        attend(q, k, k, Mask(397))
-        attend(q[:, :, :1], k, k, Mask(399))
-        attention_weights(q, k, Mask(397))
+        fused_attention(q, k, k, Mask(397))
+        fused_attention(q[:, :, :1], k, k, Mask(399))
+        eager_attention(q, k, k, Mask(397))[1]
     assert 0 < largest.count <= k.nbytes
 
 
 def test_float16_scores_that_fit_after_scaling_do_not_overflow_before_it():
     q, k = torch.full((1, 6, 3, 128), 40.0).half(), torch.full((1, 2, 3, 128), 40.0).half()
     want = torch.ones(3, 3).tril() / torch.arange(1, 4)[:, None]
-    assert off(attention_weights(q, k, Mask(0))[0, 5], want) < 1e-3
+    assert off(eager_attention(q, k, k, Mask(0))[1][0, 5], want) < 1e-3
 
 
 # ---- full sizes without memory

@@ -100,7 +100,7 @@ def test_what_comes_back_has_the_shapes_that_the_interface_promises(vita):
     assert [x.shape for x in out.hidden_states] == [(1, s, WIDTH)] * (c.num_hidden_layers + 1)
     assert [x.shape for x in out.attentions] == [(1, c.num_attention_heads, s, s)] * c.num_hidden_layers
     assert out.segments == [[("text", 0, 1), ("image", 1, 5), ("text", 5, 6)]]
-    assert vita.decoder.logits(out.hidden_states[-1]).equal(out.logits)  # the last one is after the final norm
+    assert vita.decoder.lm_head(out.hidden_states[-1]).equal(out.logits)  # the last one is after the final norm
     plain = vita(ids(7, 8))
     assert plain.hidden_states is None and plain.attentions is None and plain.segments is None
 
@@ -322,7 +322,7 @@ def test_quantization_that_there_is_not_is_refused(tmp_path):
 def test_the_decoder_knows_nothing_of_images_or_sound(vita):
     assert isinstance(vita.decoder, Decoder)
     embeds = noise(1, 5, WIDTH)
-    assert vita.decoder.logits(vita.decoder(embeds).last_hidden_state).equal(vita(inputs_embeds=embeds).logits)
+    assert vita.decoder.lm_head(vita.decoder(embeds).last_hidden_state).equal(vita(inputs_embeds=embeds).logits)
 
 
 def test_respond_answers_as_generate_does_on_the_prompt_that_it_prepares(vita):

@@ -38,7 +38,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import audio, fbank, image, sampling, video
 from vita_ref.analysis.trace import trace
-from vita_ref.config import AudioConfig, CodecConfig, DecoderConfig, SpeechConfig, VisionConfig, VitaConfig
+from vita_ref.config import (
+    AudioConfig,
+    CodecConfig,
+    DecoderConfig,
+    SpeechConfig,
+    VisionConfig,
+    VitaConfig,
+)
 from vita_ref.model import Vita
 from vita_ref.scale import int8 as quant
 from vita_ref.scale import products as linear

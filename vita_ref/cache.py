@@ -1,22 +1,24 @@
-"""Keys and values of the tokens seen so far: the one owner of position.
+"""The KV cache: keys and values of the positions that have been read, and the one owner of the current length.
 
-A forward pass writes each layer's new keys and values behind the filled part and moves ``length``
-once, at its end; a pass that fails in between leaves the cache as it was. Beside them stand, row
-by row, which columns hold real tokens and at which position id: batches may be padded on either
-side and positions may be shared, and still the next token's position is known.
+A forward pass writes each layer's new keys and values behind the filled part, and moves ``length`` once, at its end.
+A pass that fails in between leaves the cache as it was. The cache also keeps, row by row, which columns are padding
+and the position id of each column: the next position id is known for every row, whatever its padding or its shared
+position ids.
+
+L layers, B rows of the batch, G key/value heads, T columns, K head size.
 
 Test: ``pytest tests/test_cache.py``
 """
 
 import torch
 
-_GROWTH = 512  # columns added at a time where no limit is known; the first pass gets what it needs
+GROWTH = 512  # columns added at a time if there is no limit; the first pass allocates what it needs
 
 
 class KVCache:
-    """Keys and values [L, B, G, T, K] of a decoder, filled from the left.
+    """Keys and values [L, B, G, T, K], filled from the left.
 
-    ``max_length=None`` grows in large steps; a number allocates once, and more is an error.
+    ``max_length=None`` grows in steps; a number allocates the memory once, and writing more is an error.
     """
 
     def __init__(self, num_layers, batch_size, num_kv_heads, max_length, head_dim, dtype=None, device=None):
@@ -29,30 +31,27 @@ class KVCache:
         self.positions = torch.zeros(batch_size, shape[3], dtype=torch.long, device=device)  # [B, T]
 
     def write(self, layer, keys, values):
-        """Puts [B, G, n, K] behind what is there; gives views of the whole, [B, G, length + n, K].
+        """Puts [B, G, n, K] behind the filled part and returns views of all columns, [B, G, length + n, K].
 
-        Raises: ValueError where it does not fit.
+        Raises: ValueError if the shapes differ from the cache's, or the columns are more than fit.
         """
         end = self.length + keys.shape[2]
         expected = (*self.keys.shape[1:3], keys.shape[2], self.keys.shape[4])
         if tuple(keys.shape) != expected or keys.shape != values.shape:
-            raise ValueError(
-                f"the cache takes keys and values of {list(expected)}, got {list(keys.shape)} and {list(values.shape)}"
-            )
-        if end > self.keys.shape[3]:
-            self._grow(end)
+            got = f"{list(keys.shape)} and {list(values.shape)}"
+            raise ValueError(f"the cache takes keys and values of {list(expected)}, got {got}")
+        self._reserve(end)
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, n, real=None, positions=None):
-        """Counts the ``n`` columns that every layer has written: all real, positions going on, unless given.
+        """Adds the ``n`` columns that every layer has written to the length.
 
-        Shapes: real [B, n] bool, positions [B, n] long.
+        Shapes: real [B, n] bool, None if no column is padding; positions [B, n] long, None to count on.
         """
         end = self.length + n
-        if end > self.keys.shape[3]:
-            self._grow(end)
+        self._reserve(end)
         if positions is None:
             positions = self.next_positions[:, None] + torch.arange(n, device=self.positions.device)  # [B, n]
         self.positions[:, self.length : end] = positions
@@ -61,21 +60,20 @@ class KVCache:
         self.length = end
 
     def truncate(self, length):
-        """Goes back to the first ``length`` columns."""
+        """Forgets all columns but the first ``length``."""
         if not 0 <= length <= self.length:
-            raise ValueError(f"a cache of length {self.length} cannot be cut to {length}")
+            raise ValueError(f"a cache of length {self.length} cannot be truncated to {length}")
         self.length = length
-        if length == 0:
-            self.padded = False
+        self.padded = self.padded and length > 0
 
     @property
     def mask(self):
-        """Which filled columns hold real tokens, [B, length] bool."""
+        """Which filled columns are not padding, [B, length] bool."""
         return self.real[:, : self.length]
 
     @property
     def next_positions(self):
-        """The position id of the token that comes next in each row, [B] long."""
+        """The position id of each row's next token, [B] long."""
         if self.length == 0:
             return self.positions.new_zeros(len(self.positions))  # [B]
         columns = torch.arange(1, self.length + 1, device=self.real.device)  # [T]
@@ -85,20 +83,23 @@ class KVCache:
 
     @property
     def nbytes(self):
-        """Bytes of the memory held for keys and values, filled or not."""
+        """Bytes allocated for keys and values, filled or not."""
         return self.keys.nbytes + self.values.nbytes
 
     def __getitem__(self, layer):
         """Keys and values of one layer, the filled part: each [B, G, length, K]."""
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
-    def _grow(self, needed):
+    def _reserve(self, needed):
+        """Makes room for ``needed`` columns in all."""
+        if needed <= self.keys.shape[3]:
+            return
         if self.limit is not None:
             raise ValueError(
-                f"the cache is full: it holds {self.length} of at most {self.limit} positions "
-                f"and {needed - self.length} more were to be written"
+                f"the cache is full: it holds {self.length} of at most {self.limit} positions, "
+                f"and {needed - self.length} more do not fit"
             )
-        capacity = -(-needed // _GROWTH) * _GROWTH if self.length else needed
+        capacity = -(-needed // GROWTH) * GROWTH if self.length else needed
         for name in ("keys", "values", "real", "positions"):
             old = getattr(self, name)
             axis = 3 if old.dim() == 5 else 1

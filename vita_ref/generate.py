@@ -100,9 +100,7 @@ def check(a):
         value = getattr(a, name)
         if value is not None and not value >= low:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
-    sampling.check_options(
-        temperature=a.temperature, top_p=a.top_p, top_k=a.top_k, repetition_penalty=a.repetition_penalty
-    )
+    sampling.Sampling(None, a.temperature, a.top_p, a.top_k, a.repetition_penalty).check()
     if not 0.5 <= a.speed <= 2:
         raise ValueError(f"--speed must be between 0.5 and 2, got {a.speed}")
     if a.speak and not Path(a.speak).absolute().parent.is_dir():

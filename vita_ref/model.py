@@ -16,9 +16,10 @@ from . import sampling
 from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
 from .config import VitaConfig
-from .decoder import Decoder, new_columns, next_token_loss
+from .decoder import Decoder, next_token_loss
 from .files import checkpoint
 from .files.tokenizer import load_tokenizer
+from .masks import new_columns
 from .prompt import TEMPLATES, split_state
 from .request import Request, batch, fit, lack, prepare
 from .scale import int8 as quant
@@ -328,7 +329,7 @@ class Vita(nn.Module):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.decoder.logits(out.last_hidden_state)  # [B, S, V]
+        logits = self.decoder.lm_head(out.last_hidden_state)  # [B, S, V]
         new = None if x.mask is None else x.mask[:, -logits.shape[1] :]  # without the cached columns
         loss = None if x.labels is None else next_token_loss(logits, x.labels, new)
         return VitaOutput(logits, loss, cache, out.hidden_states, out.attentions, x.segments)
@@ -359,6 +360,8 @@ class Vita(nn.Module):
         if seen is None:
             seen = x.embeds.new_zeros(b, self.config.decoder.vocab_size, dtype=torch.bool)  # [B, V]
         seen = seen.clone()  # [B, V]; the caller's stays
+        options = sampling.Sampling(do_sample, temperature, top_p, top_k, repetition_penalty)
+        generators = None if options.greedy else sampling.row_generators(generator, b, x.embeds.device)
         cache = self.decoder.new_cache(b, s + max_new_tokens)
         hidden = self.decoder(
             x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache
@@ -372,13 +375,11 @@ class Vita(nn.Module):
         ended = torch.zeros(b, dtype=torch.bool, device=hidden.device)  # [B]
         stops = torch.tensor(list(eos_token_ids), dtype=torch.long, device=hidden.device)
         for step in range(max_new_tokens):
-            logits = self.decoder.logits(hidden)  # [B, V]
+            logits = self.decoder.lm_head(hidden)  # [B, V]
             scores = logits  # [B, V]
             if repetition_penalty != 1.0:
                 scores = sampling.repetition_penalty(logits, seen, repetition_penalty)  # [B, V]
-            chosen = sampling.sample(
-                scores, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-            )
+            chosen = sampling.sample(scores, options, generators)  # [B]
             ids = chosen.masked_fill(ended, pad_token_id)  # [B]
             yield ids, logits
             ended = ended | torch.isin(ids, stops)  # [B]
@@ -421,9 +422,7 @@ class Vita(nn.Module):
         those of ``inputs_embeds``. The other arguments are as in `forward`.
         Raises: ValueError for what `forward` refuses, and for options that are out of range.
         """
-        sampling.check_options(
-            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty
-        )
+        sampling.Sampling(do_sample, temperature, top_p, top_k, repetition_penalty).check()
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
         if include_prompt and not isinstance(input_ids, torch.Tensor):

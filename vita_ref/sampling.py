@@ -1,41 +1,64 @@
-"""From logits to the next token: pure functions on [B, V], in float32 whatever comes in.
+"""From logits to the next token: pure functions on [B, V], in float32 whatever the dtype of the logits.
 
-The order is that of Hugging Face: repetition penalty, temperature, top-k, top-p, then the draw. A
-filter puts minus infinity where a token is out. No row looks at another one; only the draws of a
-sampled batch come one after the other from the same generator, so there a row's luck depends on how
-many rows stand beside it.
+The order is that of Hugging Face: repetition penalty, temperature, top-k, top-p, then the draw. A filter sets the
+logits of the tokens that it removes to minus infinity. No row depends on another one: each has its own generator.
 
 Test: ``pytest tests/test_sampling.py``
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
-TINY, HUGE = 1e-30, 1e30  # what lies beyond would be 0 or infinite in float32
+TINY, HUGE = 1e-30, 1e30  # numbers beyond these would become 0 or infinite in float32
 
 
-def check_options(*, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
-    """Refuses options out of range.
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults are greedy.
 
-    Raises: ValueError that gives the option, its range and what came.
+    Attributes:
+        do_sample: None samples if the temperature is above 0; True samples, at 1.0 if no temperature is given;
+            False is greedy.
+        temperature: 0 is greedy.
+        top_p: keep the likeliest tokens that make up this share of the probability; 1 keeps all.
+        top_k: keep this many of the likeliest tokens; 0 keeps all.
+        repetition_penalty: above 1, tokens that have occurred become less likely; 1 is off.
     """
-    rules = (
-        ("temperature", temperature, f"0 (greedy) or a number of {TINY} to {HUGE}", lambda x: x == 0 or TINY <= x <= HUGE),
-        ("top_k", top_k, "a whole number >= 0 (0 is off)", lambda x: isinstance(x, int) and x >= 0),
-        ("top_p", top_p, f"a number of {TINY} to 1 (1 is off)", lambda x: TINY <= x <= 1),
-        ("repetition_penalty", repetition_penalty, f"a number of {TINY} to {HUGE} (1 is off)", lambda x: TINY <= x <= HUGE),
-    )
-    for name, value, expected, good in rules:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not good(value):
-            raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+    def check(self):
+        """Returns the options unchanged. Raises: ValueError with the option, its range and the value."""
+        rules = (
+            ("temperature", 0 if self.temperature is None else self.temperature, f"0 (greedy) or {TINY} to {HUGE}",
+             lambda x: x == 0 or TINY <= x <= HUGE),
+            ("top_k", self.top_k, "an integer of at least 0 (0 is off)", lambda x: isinstance(x, int) and x >= 0),
+            ("top_p", self.top_p, f"a number from {TINY} to 1 (1 is off)", lambda x: TINY <= x <= 1),
+            ("repetition_penalty", self.repetition_penalty, f"a number from {TINY} to {HUGE} (1 is off)",
+             lambda x: TINY <= x <= HUGE),
+        )  # fmt: skip
+        for name, value, expected, good in rules:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not good(value):
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
+        return self
+
+    @property
+    def greedy(self):
+        """Whether the likeliest token is taken."""
+        return self.temperature == 0 or not (self.temperature if self.do_sample is None else self.do_sample)
 
 
 def repetition_penalty(logits, seen, penalty):
-    """Makes tokens that were seen less likely: positive logits divided by the penalty, negative ones multiplied.
+    """Makes tokens that have occurred less likely: positive logits are divided by the penalty, others multiplied.
 
-    Shapes: logits [B, V]; seen [B, V] bool; gives [B, V] float32.
-    Source: CTRL (Keskar et al. 2019), section 4.1, with the sign taken into account as Hugging Face does.
+    Shapes: logits [B, V]; seen [B, V] bool -> [B, V] float32.
+    Source: CTRL (Keskar et al. 2019), section 4.1; the sign is taken into account as Hugging Face does.
     """
     logits = logits.float()  # [B, V]
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)  # [B, V]
@@ -43,7 +66,7 @@ def repetition_penalty(logits, seen, penalty):
 
 
 def filter_top_k(logits, k):
-    """Keeps the k largest logits of each row, and whatever equals the smallest of them; 0 keeps all.
+    """Keeps the k largest logits of each row, and those equal to the smallest of them; 0 keeps all.
 
     Shapes: [B, V] -> [B, V] float32.
     """
@@ -55,9 +78,9 @@ def filter_top_k(logits, k):
 
 
 def filter_top_p(logits, p):
-    """Keeps the fewest likeliest tokens whose probabilities reach p together, at least one; 1 keeps all.
+    """Keeps the fewest likeliest tokens whose probabilities add up to p or more, at least one; 1 keeps all.
 
-    Shapes: [B, V] -> [B, V] float32.
+    Of equal logits the lower ids come first. Shapes: [B, V] -> [B, V] float32.
     Source: The Curious Case of Neural Text Degeneration (Holtzman et al. 2019), section 3.1.
     """
     logits = logits.float()  # [B, V]
@@ -65,20 +88,29 @@ def filter_top_p(logits, p):
         return logits
     probs, order = logits.softmax(-1).sort(descending=True, stable=True)
     before = probs.cumsum(-1) - probs  # [B, V]
-    out = before >= p  # [B, V]; nothing is before the likeliest, so it stays
-    return logits.masked_fill(out.scatter(-1, order, out), -math.inf)
+    removed = before >= p  # [B, V]; nothing comes before the likeliest token, so it stays
+    return logits.masked_fill(removed.scatter(-1, order, removed), -math.inf)
 
 
-def sample(logits, *, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, generator=None):
-    """The next token of each row: the likeliest one, or one drawn where ``do_sample`` and temperature > 0.
+def row_generators(generator, rows, device="cpu"):
+    """A generator for each row, seeded by draws from the given one (torch's own if None).
 
-    Equal logits: the lowest id is the likeliest. All draws come from the one ``generator`` (torch's own, if None).
-
-    Shapes: [B, V] -> [B] long.
+    So a row's draws depend on its number and on the seed, and not on the other rows.
     """
-    if not do_sample or temperature == 0:
-        return logits.float().argmax(-1)
+    seeds = torch.randint(2**62, (rows,), generator=generator, device=generator.device if generator else "cpu")
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+
+
+def sample(logits, options=Sampling(), generators=None):
+    """The next token of each row: the likeliest one (the lowest id of several), or one drawn by its generator.
+
+    Shapes: logits [B, V]; generators, B of them, or None for torch's own -> [B] long.
+    """
     logits = logits.float()  # [B, V]
-    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # [B, V]; 0 at most, so nothing overflows
-    kept = filter_top_p(filter_top_k(scaled, top_k), top_p)  # [B, V]
-    return torch.multinomial(kept.softmax(-1), 1, generator=generator).squeeze(-1)
+    if options.greedy:
+        return logits.argmax(-1)
+    temperature = 1.0 if options.temperature is None else options.temperature
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # [B, V]; at most 0, so nothing overflows
+    probs = filter_top_p(filter_top_k(scaled, options.top_k), options.top_p).softmax(-1)  # [B, V]
+    draws = [torch.multinomial(row, 1, generator=g) for row, g in zip(probs, generators or [None] * len(probs))]
+    return torch.cat(draws)

@@ -12,7 +12,6 @@ of sound. The batch is always one sentence.
 Test: ``pytest tests/test_speech.py``
 """
 
-import functools
 import itertools
 import re
 from pathlib import Path
@@ -24,8 +23,9 @@ from torch import nn
 
 from .cache import KVCache
 from .config import CodecConfig, SpeechConfig
-from .decoder import SEE_ALL, DecoderLayer, RMSNorm, embedding, rope_angles
-from .sampling import sample
+from .decoder import DecoderLayer, RMSNorm, make_embedding, rope_angles
+from .masks import SEE_ALL
+from .sampling import Sampling, sample
 from .voice.vocoder import Vocoder, cut, fold_weight_norm
 
 
@@ -38,9 +38,9 @@ class SpeechDecoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, size = config, config.decoder.hidden_size
-        self.embedding = embedding(config.decoder.vocab_size, size)
-        self.layers_pre_nn = nn.ModuleList(DecoderLayer(config.decoder) for _ in range(config.num_pre_layers))
-        self.layers = nn.ModuleList(DecoderLayer(config.decoder) for _ in range(config.decoder.num_hidden_layers))
+        self.embedding = make_embedding(config.decoder.vocab_size, size)
+        self.layers_pre_nn = nn.ModuleList(DecoderLayer(config.decoder, i) for i in range(config.num_pre_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config.decoder, i) for i in range(config.decoder.num_hidden_layers))
         self.norm = RMSNorm(size, config.decoder.rms_norm_eps)
         self.out_fnn = nn.Linear(size, config.decoder.vocab_size)
 
@@ -58,9 +58,8 @@ class SpeechDecoder(nn.Module):
         past = cache.length if cache is not None else 0
         positions = torch.arange(past, past + x.shape[1], device=x.device)[None]  # [1, S]
         angles = rope_angles(positions, self.config.decoder.head_dim, self.config.decoder.rope_theta)
-        for i, layer in enumerate(layers):
-            store = None if cache is None else functools.partial(cache.write, i)
-            x, _ = layer(x, angles, SEE_ALL, store)
+        for layer in layers:
+            x, _ = layer(x, angles, SEE_ALL, cache)
         if cache is not None:
             cache.advance(x.shape[1], None, positions)
         return x
@@ -167,7 +166,7 @@ class Speech(nn.Module):
             logits[:, [bos, sos, pad]] = -torch.inf  # no codes: upstream's codec would fail on them
             if penalty_window > 0:
                 logits = penalised(logits, said[-penalty_window:], penalty)  # [1, V]
-            token = int(sample(logits, do_sample=top_k != 1, top_k=top_k, generator=generator))
+            token = int(sample(logits, Sampling(do_sample=top_k != 1, top_k=top_k), [generator]))
             if token == eos:
                 return
             said.append(token)

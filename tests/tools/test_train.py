@@ -213,7 +213,7 @@ def test_the_loss_of_one_question_is_that_of_predicting_its_answer():
         found, counted = answer_losses(reader, {IMAGE: features}, *packer.batch([row]))
     decoder, text = reader.decoder, torch.tensor(row[0][17:])
     embeds = torch.cat([decoder.embed_tokens(torch.tensor(row[0][:1])), features, decoder.embed_tokens(text)])
-    logits = decoder.logits(decoder(embeds[None]).last_hidden_state)[0]
+    logits = decoder.lm_head(decoder(embeds[None]).last_hidden_state)[0]
     answer = len(SP.encode(pair[1])) + 1
     torch.testing.assert_close(found, F.cross_entropy(logits[-answer - 1 : -1], text[-answer:], reduction="none"))
     assert counted[0].nonzero().flatten().tolist() == list(range(len(row[0]) - 1 - answer, len(row[0]) - 1))
@@ -608,5 +608,5 @@ def test_what_is_saved_loads_strictly_and_is_the_model_that_was_trained(tmp_path
         patches, features = model.see(pixels)
         torch.testing.assert_close(vita.encode_images(pixels), features, atol=1e-5, rtol=1e-5)
         hidden = model.decoder(model.decoder.embed_tokens(ids)).last_hidden_state
-        torch.testing.assert_close(vita(ids).logits, model.decoder.logits(hidden), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(vita(ids).logits, model.decoder.lm_head(hidden), atol=1e-4, rtol=1e-5)
     assert patches.shape == (2, 64, CONFIG.vision.hidden_size) and features.shape == (2, 16, CONFIG.decoder.hidden_size)

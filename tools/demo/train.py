@@ -170,7 +170,7 @@ def answer_losses(model, features, ids, labels, positions, visible):
     # asking for the maps takes the plain attention, whose backward is a third faster here
     out = model.decoder(x, attention_mask=visible, position_ids=positions, output_attentions=True)
     counted = labels[:, 1:] >= 0
-    logits = model.decoder.logits(out.last_hidden_state[:, :-1][counted]).float()  # of those columns alone
+    logits = model.decoder.lm_head(out.last_hidden_state[:, :-1][counted]).float()  # of those columns alone
     return F.cross_entropy(logits, labels[:, 1:][counted], reduction="none"), counted
 
 

@@ -18,6 +18,7 @@ Test: ``pytest tests/test_check_claims.py``
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
 from torch.nn import Parameter
 
 from tools.document.run import (

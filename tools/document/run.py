@@ -22,9 +22,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from vita_ref import Vita, VitaConfig, splice
-from vita_ref.decoder import SEE_ALL, attend, attention_weights, rope_angles, rotate
+from vita_ref.decoder import apply_rope, eager_attention, fused_attention, rope_angles
 from vita_ref.fbank import load_sound
 from vita_ref.generate import speaking
+from vita_ref.masks import SEE_ALL
 from vita_ref.speech import Speech
 from vita_ref.voice.text import prepare_text
 
@@ -130,10 +131,10 @@ class Run:
 
     def rotated(self):
         angles = rope_angles(self.inputs(FOUR).positions, self.attention.head_dim, self.config.decoder.rope_theta)
-        return rotate(self.query, angles)
+        return apply_rope(self.query, angles)
 
     def weighted(self):
-        return attend(self.query, *self.four.cache[0], SEE_ALL)
+        return fused_attention(self.query, *self.four.cache[0], SEE_ALL)
 
     def looks(self, prompt):
         """Where the last layer's heads look from the first position behind the text: [H, S]."""
@@ -251,7 +252,7 @@ class Run:
 
     def map(self, length):
         heads = torch.empty(1, self.config.decoder.num_attention_heads, length, self.attention.head_dim, device="meta")
-        return attention_weights(heads, heads, SEE_ALL)
+        return eager_attention(heads, heads, heads, SEE_ALL)[1]
 
     def stack(self, *lengths):
         """Whether sounds of these lengths go into one tensor."""

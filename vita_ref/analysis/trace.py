@@ -46,7 +46,9 @@ from contextlib import contextmanager
 import torch
 
 from ..audio import audio_token_count, encoder_position_count
-from ..decoder import count_positions, new_columns, rope_angles, rotate
+from ..decoder import apply_rope as rotate
+from ..decoder import rope_angles
+from ..masks import count_positions, new_columns
 
 
 @contextmanager
@@ -161,7 +163,7 @@ def decoder_hooks(decoder, keep, deep, all_logits):
         hidden = out.last_hidden_state  # [B, S, D]
         if not all_logits:
             hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]  # [B, D]
-        keep("logits", module.logits(hidden))
+        keep("logits", module.lm_head(hidden))
         for hook in hooks:
             hook.remove()
 
