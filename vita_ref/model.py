@@ -15,9 +15,9 @@ from torch import nn
 from . import sampling
 from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
-from .config import VitaConfig
 from .decoder import Decoder, next_token_loss
 from .files import checkpoint
+from .files.folders import read_config
 from .files.tokenizer import load_tokenizer
 from .masks import new_columns
 from .prompt import TEMPLATES, split_state
@@ -98,7 +98,7 @@ class Vita(nn.Module):
         mmap=True,
         progress=None,
     ):
-        """Reads a checkpoint folder (see `VitaConfig.from_folder`) into a model in eval mode.
+        """Reads a checkpoint folder (see `read_config`) into a model in eval mode.
 
         ``dtype`` is a torch dtype, None the config's; ``quantize="int8"`` rounds the decoder's
         matrices as they arrive; ``vision_dir`` and ``audio_dir`` say where a VITA-1.5 folder's towers
@@ -106,15 +106,15 @@ class Vita(nn.Module):
         ``vita_tts_ckpt`` or ``speech`` is looked for); ``split`` reads this process's part of the decoder
         alone, one of torch.distributed's (see `parallel`); ``pack`` rearranges its matrices for several
         rows at a time (see `linear.pack`); ``mmap`` leaves weights whose numbers need no change in the file,
-        which must not be written to meanwhile (see `checkpoint.load`); ``progress(done, total)`` counts tensors.
+        which must not be written to meanwhile (see `checkpoint.load_weights`); ``progress(done, total)`` counts tensors.
         Raises: ValueError for whatever does not fit, with names.
         """
         if quantize not in (None, "int8"):
             raise ValueError(f"quantize must be None or 'int8', got {quantize!r}")
         if quantize and pack:
             raise ValueError("int8 weights cannot be packed: give pack or quantize")
-        config = VitaConfig.from_folder(folder, vision_dir=vision_dir, audio_dir=audio_dir)
-        files = checkpoint.locate(folder)
+        config = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir)
+        files = checkpoint.find_tensors(folder)
         if config.template == "vita":
             config = replace(config, decoder=resized(config.decoder, files))
         with torch.device("meta"):
@@ -125,11 +125,11 @@ class Vita(nn.Module):
             parallel.split(vita.decoder)
         absent = [p for part in config.missing for p in PART_PREFIXES[part]]
         dtype = dtype if dtype is not None else getattr(torch, config.dtype)
-        assign = quant.assign if quantize else checkpoint.put
+        assign = quant.assign if quantize else checkpoint.set_param
         part = parallel.part if split else None
         options = {"dtype": dtype, "device": device, "ignored": absent, "progress": progress}
         mmap = mmap and not (quantize or pack or split) and torch.device(device).type == "cpu"  # these make their own
-        checkpoint.load(vita, TABLE, files, assign=assign, part=part, mmap=mmap, **options)
+        checkpoint.load_weights(vita, TABLE, files, assign=assign, part=part, mmap=mmap, **options)
         if pack:
             linear.pack(vita.decoder)
         if speech_dir := speech_folder(Path(folder), speech_dir):
@@ -580,6 +580,6 @@ def resized(decoder, files):
     shapes = {}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in files:
-            shapes[name] = checkpoint.headers(Path(files[name]))[name]
+            shapes[name] = checkpoint.read_shapes(Path(files[name]))[name]
     rows = {shape[0] for shape in shapes.values()}
     return replace(decoder, vocab_size=rows.pop()) if len(rows) == 1 else decoder
