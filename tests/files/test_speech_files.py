@@ -9,7 +9,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
-from vita_ref.files.speech import fill_module, read_codec_config, read_speech_config, read_tensors
+from vita_ref.files.speech import (
+    fill_module,
+    read_codec_config,
+    read_speech_config,
+    read_tensors,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tts"
 
