@@ -22,7 +22,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.files.checkpoint import module_names
 from vita_ref.files.folders import config_json
-from vita_ref.model import TABLE
+from vita_ref.loading import PREFIXES
 
 QWEN2_HALF_B = VitaConfig(
     DecoderConfig(151936, 896, 4864, 24, 14, 2, 64), bos_token_id=151643, eos_token_ids=(151645,), dtype="bfloat16"
@@ -140,7 +140,7 @@ def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None):
     with torch.device("meta"):
         vita = Vita(config)
     state = vita.state_dict()
-    tensors = {name: state[own] for name, own in module_names(vita, TABLE).items()}
+    tensors = {name: state[own] for name, own in module_names(vita, PREFIXES).items()}
     if preset in ("vita-1.5", "qwen2-7b", "qwen2-0.5b"):
         raw = qwen2_json(config, dtype) | {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids)}
         if preset == "vita-1.5":

@@ -3,7 +3,7 @@
 B batch, S positions, D model width, N images or sounds, T frames, M mel bins, A positions of a sound, Y and X height
 and width in pixels.
 
-Test: ``pytest tests/test_inputs.py``
+Test: ``pytest tests/test_model.py``
 """
 
 from dataclasses import dataclass, fields

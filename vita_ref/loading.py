@@ -68,6 +68,12 @@ def load_vita(
 
     Raises: ValueError if the folder does not fit, with names.
     """
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize must be None or 'int8', got {quantize!r}")
+    if kernels not in ("auto", "plain", "fast"):
+        raise ValueError(f"kernels must be 'auto', 'plain' or 'fast', got {kernels!r}")
+    if quantize and pack:
+        raise ValueError("quantized weights cannot be packed: give pack or quantize")
     folder = demo_folder() if folder is None else Path(folder)
     config, files = read_folder(folder, vision_dir, audio_dir)
     with torch.device("meta"):

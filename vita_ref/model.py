@@ -355,6 +355,6 @@ class Vita(nn.Module):
         other options are those of `Speech.stream`.
         Raises: ValueError if the folder has no speech weights, or an option is out of range.
         """
-        from .speech import speak_stream
+        from .voice.speak import speak_stream
 
         return speak_stream(self, text, voice, speed, token_options)

@@ -20,7 +20,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.decoder import Decoder
 from vita_ref.files import checkpoint
-from vita_ref.model import TABLE
+from vita_ref.loading import PREFIXES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INDEX = "model.safetensors.index.json"
@@ -407,7 +407,7 @@ def test_the_full_size_model_has_the_names_and_shapes_of_the_released_one():
     with torch.device("meta"):
         vita = Vita(VitaConfig.preset("vita-1.5"))
     state = vita.state_dict()
-    got = {name: list(state[own].shape) for name, own in checkpoint.module_names(vita, TABLE).items()}
+    got = {name: list(state[own].shape) for name, own in checkpoint.module_names(vita, PREFIXES).items()}
     assert got == want and len(got) == listed["n_tensors"] == 1159
     assert sum(t.numel() for t in state.values()) == listed["total_elements"] == 8_322_947_232
 

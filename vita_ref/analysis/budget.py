@@ -28,8 +28,11 @@ from ..files import checkpoint
 from ..files.folders import read_config
 from ..files.speech import read_codec_config, read_speech_config
 from ..files.tokenizer import load_tokenizer
-from ..model import PART_PREFIXES, TABLE, Vita, resized, speech_folder
-from ..request import features, patches, positions
+from ..loading import PART_PREFIXES, PREFIXES, find_speech, with_stored_vocabulary
+from ..model import Vita
+from ..request import count_positions as positions
+from ..request import image_positions as features
+from ..request import num_patches as patches
 from ..scale import int8 as quant
 from ..speech import Speech
 
@@ -47,14 +50,13 @@ def outline(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
         disk = {"bytes": sum(f.stat().st_size for f in set(files.values())), "dtypes": dtypes(files), "absent": None}
     except ValueError as error:
         disk = {"bytes": 0, "dtypes": [], "absent": str(error)}
-    if config.template == "vita":
-        config = replace(config, decoder=resized(config.decoder, files))
+    config = with_stored_vocabulary(config, files)
     tokenizer = load_tokenizer(folder)
     with torch.device("meta"):
         vita = Vita(config, tokenizer)
         if files:
-            checkpoint.check_fits(vita, TABLE, files, [p for part in config.missing for p in PART_PREFIXES[part]])
-        if speech_dir := speech_folder(Path(folder), speech_dir):
+            checkpoint.check_fits(vita, PREFIXES, files, [p for part in config.missing for p in PART_PREFIXES[part]])
+        if speech_dir := find_speech(folder, speech_dir):
             decoder, codec = (Path(speech_dir) / part / "model.json" for part in ("decoder", "codec"))
             vita.speech = Speech(read_speech_config(decoder), read_codec_config(codec))
     return vita, disk
