@@ -119,7 +119,7 @@ def check(a):
         raise ValueError("standard input holds one picture; --image - may stand once")
     if a.batch and (a.prompt is not None or a.image or a.audio or a.video or a.speak):
         raise ValueError("--batch takes its requests from the file: leave out --prompt, --image, --audio, --video, --speak")
-    if parallel.world() > 1 and (a.speak or "-" in a.image):
+    if parallel.num_processes() > 1 and (a.speak or "-" in a.image):
         raise ValueError("several processes share no speech and no standard input: leave out --speak and --image -")
     if a.device == "meta":
         raise ValueError("--device meta holds no numbers: --dry-run says what a request needs")
@@ -240,7 +240,7 @@ def result(vita, row, segments, scores, top):
 def run(a):
     """Loads, answers and prints. Raises: ValueError for what the user can mend."""
     talk = a.verbose or sys.stderr.isatty()
-    with parallel.agreed():
+    with parallel.all_or_none():
         check(a)
         if a.threads:
             torch.set_num_threads(a.threads)
@@ -253,7 +253,7 @@ def run(a):
             vision_dir=a.vision_dir,
             audio_dir=a.audio_dir,
             speech_dir=a.speech_dir,
-            split=parallel.world() > 1,
+            split=parallel.num_processes() > 1,
             pack=a.pack,
             mmap=not a.no_mmap,
             progress=loading_bar() if talk else None,
@@ -284,7 +284,7 @@ def dry_run(a):
     vita, disk = budget.outline(
         a.model or demo_folder(), vision_dir=a.vision_dir, audio_dir=a.audio_dir, speech_dir=a.speech_dir
     )
-    ready, ranks = prepared(requests(a), vita, a), a.ranks or parallel.world()
+    ready, ranks = prepared(requests(a), vita, a), a.ranks or parallel.num_processes()
     options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
     options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens, "group": GROUP}
     found = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
@@ -374,7 +374,7 @@ def loading_bar():
     return progress
 
 
-@parallel.first_speaks()
+@parallel.only_first_rank_prints()
 def main(argv=None):
     """Entry point; gives the exit status."""
     arguments = parser().parse_args(argv)
@@ -384,7 +384,7 @@ def main(argv=None):
         if arguments.dry_run:
             dry_run(arguments)
             return 0
-        with parallel.joined(arguments.device) as arguments.device:
+        with parallel.process_group(arguments.device) as arguments.device:
             run(arguments)
     except BrokenPipeError:
         return 0

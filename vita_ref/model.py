@@ -5,6 +5,7 @@
 Test: ``pytest tests/test_model.py``
 """
 
+import contextlib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +23,6 @@ from .files.tokenizer import load_tokenizer
 from .masks import new_columns
 from .prompt import TEMPLATES, split_state
 from .request import Request, batch, fit, lack, prepare
-from .scale import int8 as quant
-from .scale import parallel
-from .scale import products as linear
 from .speech import Speech
 from .splice import splice
 from .video import slow_fast
@@ -81,6 +79,7 @@ class Vita(nn.Module):
         self.projector = Projector(config.vision.feature_size, width) if config.vision else None
         self.audio = AudioEncoder(config.audio, width) if config.audio else None
         self.speech = None
+        self.generation_products = contextlib.nullcontext  # loading may choose faster products for generation
 
     @classmethod
     def from_pretrained(
@@ -95,6 +94,7 @@ class Vita(nn.Module):
         speech_dir=None,
         split=False,
         pack=False,
+        kernels="auto",
         mmap=True,
         progress=None,
     ):
@@ -109,29 +109,20 @@ class Vita(nn.Module):
         which must not be written to meanwhile (see `checkpoint.load`); ``progress(done, total)`` counts tensors.
         Raises: ValueError for whatever does not fit, with names.
         """
-        if quantize not in (None, "int8"):
-            raise ValueError(f"quantize must be None or 'int8', got {quantize!r}")
-        if quantize and pack:
-            raise ValueError("int8 weights cannot be packed: give pack or quantize")
+        from .scale import install
+
         config = VitaConfig.from_folder(folder, vision_dir=vision_dir, audio_dir=audio_dir)
         files = checkpoint.locate(folder)
         if config.template == "vita":
             config = replace(config, decoder=resized(config.decoder, files))
         with torch.device("meta"):
             vita = cls(config, load_tokenizer(folder))
-            if quantize:
-                quant.int8_linears(vita.decoder)
-        if split:
-            parallel.split(vita.decoder)
         absent = [p for part in config.missing for p in PART_PREFIXES[part]]
         dtype = dtype if dtype is not None else getattr(torch, config.dtype)
-        assign = quant.assign if quantize else checkpoint.put
-        part = parallel.part if split else None
         options = {"dtype": dtype, "device": device, "ignored": absent, "progress": progress}
-        mmap = mmap and not (quantize or pack or split) and torch.device(device).type == "cpu"  # these make their own
-        checkpoint.load(vita, TABLE, files, assign=assign, part=part, mmap=mmap, **options)
-        if pack:
-            linear.pack(vita.decoder)
+        options |= {"mmap": mmap and torch.device(device).type == "cpu"}
+        options |= install(vita, kernels=kernels, quantize=quantize, pack=pack, split=split)
+        checkpoint.load(vita, TABLE, files, **options)
         if speech_dir := speech_folder(Path(folder), speech_dir):
             vita.speech = Speech.from_pretrained(speech_dir, device=device)
             vita.config = replace(vita.config, speech=vita.speech.decoder.config)
@@ -363,9 +354,10 @@ class Vita(nn.Module):
         options = sampling.Sampling(do_sample, temperature, top_p, top_k, repetition_penalty)
         generators = None if options.greedy else sampling.row_generators(generator, b, x.embeds.device)
         cache = self.decoder.new_cache(b, s + max_new_tokens)
-        hidden = self.decoder(
-            x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache
-        ).last_hidden_state  # [B, S, D]
+        with self.generation_products():
+            hidden = self.decoder(
+                x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache
+            ).last_hidden_state  # [B, S, D]
         if x.mask is None:
             hidden = hidden[:, -1]  # [B, D]
         else:  # the last real column of each row, whichever side is padded
@@ -375,7 +367,8 @@ class Vita(nn.Module):
         ended = torch.zeros(b, dtype=torch.bool, device=hidden.device)  # [B]
         stops = torch.tensor(list(eos_token_ids), dtype=torch.long, device=hidden.device)
         for step in range(max_new_tokens):
-            logits = self.decoder.lm_head(hidden)  # [B, V]
+            with self.generation_products():
+                logits = self.decoder.lm_head(hidden)  # [B, V]
             scores = logits  # [B, V]
             if repetition_penalty != 1.0:
                 scores = sampling.repetition_penalty(logits, seen, repetition_penalty)  # [B, V]
@@ -388,7 +381,8 @@ class Vita(nn.Module):
             if repetition_penalty != 1.0:
                 seen[torch.arange(b, device=ids.device), chosen] = True
             embeds = self.decoder.embed_tokens(chosen[:, None])  # [B, 1, D]; padding may be any number
-            hidden = self.decoder(embeds, cache=cache).last_hidden_state[:, -1]  # [B, D]
+            with self.generation_products():
+                hidden = self.decoder(embeds, cache=cache).last_hidden_state[:, -1]  # [B, D]
 
     @torch.inference_mode()
     def generate(
