@@ -49,7 +49,7 @@ from vita_ref.config import (
 from vita_ref.files.cmvn import read_cmvn
 from vita_ref.model import Vita
 from vita_ref.scale import int8 as quant
-from vita_ref.scale import products as linear
+from vita_ref.scale import products
 from vita_ref.speech import Speech, penalised
 from vita_ref.voice import vocoder
 
@@ -333,13 +333,13 @@ def work(config):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         weight, scale = quant.quantize(torch.randn(32, 64))
         quant.int8_linear(torch.randn(2, 3, 64, dtype=dtype), weight, scale, torch.zeros(32, dtype=dtype))
-    weight = torch.randn(204, 500)  # large enough to be tried in every way
-    for rows in (2, 3):
-        linear.linear(torch.randn(1, rows, 500), weight, torch.zeros(204))
-        for way in linear.ways(weight):
-            way(torch.randn(rows, 500), weight)
-    if torch.backends.mkldnn.is_available():
-        linear.pack(packed := linear.Linear(500, 204))
+    weight = torch.randn(204, 500)  # large enough for every way
+    for way in products.WAYS.values():
+        way(torch.randn(3, 500), weight)
+    products.linear(torch.randn(1, 3, 500), weight, torch.zeros(204))
+    if products.can_pack(torch.float32):
+        products.packed_linears(packed := torch.nn.Sequential(torch.nn.Linear(500, 204)))
+        products.pack_weight(packed[0], "weight", weight)
         packed(torch.randn(6, 500))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "global_cmvn"
