@@ -281,17 +281,17 @@ def run(a):
 def dry_run(a):
     """Says what the requests would need, from config, tokenizer and media alone."""
     check(a)
-    vita, disk = budget.outline(
+    vita, disk = budget.meta_model(
         a.model or demo_folder(), vision_dir=a.vision_dir, audio_dir=a.audio_dir, speech_dir=a.speech_dir
     )
     ready, ranks = prepared(requests(a), vita, a), a.ranks or parallel.world()
     options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
     options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens, "group": GROUP}
     found = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
-    found |= budget.needs(vita.config, ready, **options)
+    found |= budget.estimate(vita.config, ready, **options)
     if ranks > 1:
-        found["each_rank"] = budget.needs(budget.share(vita.config, ranks), ready, **options)
-    print(json.dumps(found, ensure_ascii=False) if a.json else budget.table(found))
+        found["each_rank"] = budget.estimate(budget.rank_config(vita.config, ranks), ready, **options)
+    print(json.dumps(found, ensure_ascii=False) if a.json else budget.format_table(found))
 
 
 def prepared(asked, vita, a):

@@ -42,7 +42,7 @@ that begin with `derived.`. The names in the order of the flow; `tools/dump.py` 
     decoder.layers.00.mlp                [B, S, D]        deep
     decoder.layers.00.output             [B, S, D]        the output of each layer
     decoder.norm                         [B, S, D]
-    logits                               [B, V]           what the first token is chosen from, before penalty and filters
+    logits                               [B, V]           what the first token is chosen from, without penalties
     derived.all_logits                   [B, S, V]        all_logits: the head applied to every position
     tokens                               [B, W] long      the first new tokens, the likeliest ones
 
