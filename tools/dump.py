@@ -5,7 +5,7 @@
 
 vita_ref/analysis/trace.py lists the names and shapes. The flags of vita_ref.generate describe the request. Flags
 that choose or print an answer are refused: the tokens here are the likeliest ones, up to the end of the answer, and
-at most 8 unless --max-new-tokens is given.
+at most 8 unless --max-new-tokens is given. Unlike there, --kernels is plain by default: torch's own products.
 
 A comparison exits with status 1 if the files differ. A tensor is off if any of its numbers differs by more than
 the tolerance, times the largest number of the tensor in A if that is above 1. Ids and masks must be equal. The rows
@@ -24,30 +24,31 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vita_ref import Vita, generate
+from vita_ref import generate
 from vita_ref.analysis.trace import trace
-from vita_ref.request import fit as check_length
-from vita_ref.request import prepare as prepare_request
-from vita_ref.request import wording as default_prompt
+from vita_ref.cli import flags
+from vita_ref.loading import demo_folder
+from vita_ref.request import Request, default_prompt
 
 ACCEPTED = {  # the flags that describe the request, or how it runs
     *("out", "compare", "tolerance", "deep", "maps", "all_logits", "max_new_tokens"),
     *("model", "vision_dir", "audio_dir", "prompt", "image", "audio", "video", "fps", "max_frames", "max_tiles"),
-    *("system", "system_file", "raw", "dtype", "quantize", "no_mmap", "device", "threads", "verbose"),
+    *("system", "system_file", "raw", "dtype", "quantize", "kernels", "no_mmap", "device", "threads", "verbose"),
 }
 
 
 def parser():
-    """The flags of vita_ref.generate, and those of this program."""
-    p = generate.parser()
+    """The flags of vita_ref.generate, and those of this program. The positional argument is the file to write."""
+    p = flags.parser()
     p.prog, p.description, p.formatter_class = "dump.py", __doc__, argparse.RawDescriptionHelpFormatter
-    p.add_argument("out", nargs="?", metavar="OUT.safetensors", help="the file to write")
+    positional = next(action for action in p._actions if action.dest == "question")
+    positional.dest, positional.metavar, positional.help = "out", "OUT.safetensors", "the file to write"
     p.add_argument("--deep", action="store_true", help="also q, k, v, attention and MLP of each layer")
     p.add_argument("--maps", action="store_true", help="also the attention maps of the decoder, on the eager path")
     p.add_argument("--all-logits", action="store_true", help="also the logits of every position")
     p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two files instead of writing one")
     p.add_argument("--tolerance", type=float, default=1e-4, help="tolerance of a comparison (default: 1e-4)")
-    p.set_defaults(max_new_tokens=8)
+    p.set_defaults(question=None, max_new_tokens=8, kernels="plain")
     return p
 
 
@@ -80,26 +81,13 @@ def save(path, record, *, model, prompt, dtype):
 
 def dump(a):
     """Loads the model, runs the request and writes the file. Raises: ValueError for user errors."""
-    generate.check(a)
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    [request], folder = generate.requests(a), a.model or generate.demo_folder()
-    vita = Vita.from_pretrained(
-        folder,
-        dtype=None if a.dtype is None else getattr(torch, a.dtype),
-        device=a.device,
-        quantize=a.quantize,
-        vision_dir=a.vision_dir,
-        audio_dir=a.audio_dir,
-        mmap=not a.no_mmap,
-    )
-    prepared = prepare_request(request, vita.config, vita.tokenizer)
-    check_length(vita.config, prepared)
+    vita, [prepared], _ = generate.load(a)
     options = {"deep": a.deep, "maps": a.maps, "all_logits": a.all_logits}
     record = record_request(vita, prepared, max_new_tokens=a.max_new_tokens, **options)
     dtype = str(vita.decoder.norm.weight.dtype).removeprefix("torch.")
     dtype = f"{dtype}, {a.quantize} weights" if a.quantize else dtype
-    save(a.out, record, model=Path(folder).resolve().name, prompt=default_prompt(request), dtype=dtype)
+    model, prompt = Path(a.model or demo_folder()).resolve().name, default_prompt(Request(a.prompt, a.image, a.audio, a.video))
+    save(a.out, record, model=model, prompt=prompt, dtype=dtype)
     print(f"{a.out}: {len(record)} tensors, {sum(t.nbytes for t in record.values()) / 1e6:.1f} MB")
 
 

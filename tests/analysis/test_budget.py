@@ -20,9 +20,9 @@ from tools import make_checkpoint
 from vita_ref import Vita, VitaConfig
 from vita_ref.analysis import budget
 from vita_ref.files import checkpoint
-from vita_ref.generate import demo_folder, main
-from vita_ref.request import Prepared as PreparedRequest
-from vita_ref.request import batch as collate
+from vita_ref.generate import main
+from vita_ref.loading import demo_folder
+from vita_ref.request import PreparedRequest, collate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 few = settings(max_examples=10, deadline=None)
@@ -170,7 +170,7 @@ def count_operations(run):
 def test_positions_cache_and_operations_are_those_of_the_real_run(prepared, new, side, most):
     vita = tiny_vita(tokenizer_padding_side=side, tokenizer_model_max_length=most)
     result = estimate(vita.config, *prepared, max_new_tokens=new)
-    segments = vita.inputs(**collate(prepared)).segments
+    segments = vita.inputs(collate(prepared)).segments
     for row, want in zip(result["requests"], segments, strict=True):
         assert [row[k] for k in ("text", "image", "audio")] == [
             sum(b - a for kind, a, b in want if kind == k) for k in ("text", "image", "audio")
@@ -181,7 +181,7 @@ def test_positions_cache_and_operations_are_those_of_the_real_run(prepared, new,
     assert whole["positions"]["cut"] == 0
     caches, make = [], vita.decoder.new_cache
     vita.decoder.new_cache = lambda *sizes: caches.append(make(*sizes)) or caches[-1]
-    options = {"eos_token_id": (), **collate(prepared)}
+    options = {"eos_token_id": (), **vars(collate(prepared))}
     first, prefilled = count_operations(lambda: vita.generate(max_new_tokens=1, **options))
     _, total = count_operations(lambda: vita.generate(max_new_tokens=new, **options))
     assert result["kv_bytes"] == caches[1].nbytes
@@ -276,7 +276,7 @@ def test_the_peak_is_near_the_memory_that_a_run_takes(name):
     result = estimate(vita.config, *prepared, max_new_tokens=3)
     media = sum(x.nbytes for r in prepared for x in (*r.images, *r.sounds))
     more = result["peak_bytes"] - result["weights"]["total"]["bytes"] - media
-    real = peak_memory(lambda: vita.generate(max_new_tokens=3, eos_token_id=(), **collate(prepared)))
+    real = peak_memory(lambda: vita.generate(max_new_tokens=3, eos_token_id=(), **vars(collate(prepared))))
     assert 0.9 * real < more < 1.2 * real
 
 
@@ -343,7 +343,7 @@ def run(capsys, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("a dry run must not read weights")
 
-    monkeypatch.setattr(checkpoint, "load", refuse)
+    monkeypatch.setattr(checkpoint, "load_weights", refuse)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
     def call(*flags):

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tools import dump, make_checkpoint
-from vita_ref import KVCache, Vita, VitaConfig, decoder, vision
+from vita_ref import KVCache, Vita, VitaConfig, decoder, generate, vision
 from vita_ref.analysis.trace import trace
 from vita_ref.audio import Adapter, encoder_position_count
 from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
 from vita_ref.masks import SEE_ALL
-from vita_ref.request import Prepared as PreparedRequest
+from vita_ref.request import PreparedRequest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOWER, LOGITS = {"atol": 2e-5, "rtol": 0}, {"atol": 5e-5, "rtol": 0}
@@ -566,9 +566,7 @@ PLANTED = {  # a weight of the released format: the first name that must be off
 @pytest.fixture(scope="module")
 def recorded(folder, flags):
     """A model, a prepared request, and its record as it should be."""
-    vita = Vita.from_pretrained(folder)
-    [request] = dump.generate.requests(dump.parser().parse_args(["out", *flags]))
-    prepared = dump.prepare_request(request, vita.config, vita.tokenizer)
+    vita, [prepared], _ = generate.load(dump.parser().parse_args(["out", "--model", str(folder), *flags]))
     return vita, prepared, dump.record_request(vita, prepared, deep=True, max_new_tokens=1)
 
 
@@ -576,7 +574,7 @@ def recorded(folder, flags):
 def test_a_comparison_names_the_layer_whose_weight_was_changed(run, recorded, weight, tmp_path):
     vita, prepared, right = recorded
     state = vita.state_dict()
-    own = make_checkpoint.expected_names(vita, make_checkpoint.TABLE)[weight]
+    own = make_checkpoint.module_names(vita, make_checkpoint.PREFIXES)[weight]
     before = state[own].clone()
     try:
         state[own] += 0.1 * torch.randn(before.shape, generator=torch.Generator().manual_seed(2))

@@ -20,13 +20,13 @@ from safetensors import safe_open
 from torch import nn
 
 from ..audio import BLOCK, encoder_position_count, visible_spans
-from ..config import CodecConfig, SpeechConfig, VitaConfig
 from ..files import checkpoint
+from ..files.folders import read_config
+from ..files.speech import read_codec_config, read_speech_config
 from ..files.tokenizer import load_tokenizer
-from ..model import PART_PREFIXES, TABLE, Vita, resized, speech_folder
-from ..request import features as image_positions
-from ..request import patches as num_patches
-from ..request import positions as count_positions
+from ..loading import PREFIXES, find_speech, unread_prefixes, with_stored_vocabulary
+from ..model import Vita
+from ..request import count_positions, image_positions, num_patches
 from ..scale import int8
 from ..speech import Speech
 
@@ -41,23 +41,22 @@ def meta_model(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
     Weight files may be absent; the dict then gives the reason. The headers of those that are there must fit the config.
     Raises: ValueError for a folder whose config cannot be read, or whose tensors do not fit it.
     """
-    config, files = VitaConfig.from_folder(folder, vision_dir=vision_dir, audio_dir=audio_dir), {}
+    config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), {}
     try:
-        files = checkpoint.locate(folder)
+        files = checkpoint.find_tensors(folder)
         size = sum(file.stat().st_size for file in set(files.values()))
         disk = {"bytes": size, "dtypes": file_dtypes(files), "absent": None}
     except ValueError as error:
         disk = {"bytes": 0, "dtypes": [], "absent": str(error)}
-    if config.template == "vita":
-        config = replace(config, decoder=resized(config.decoder, files))
+    config = with_stored_vocabulary(config, files)
     tokenizer = load_tokenizer(folder)
     with torch.device("meta"):
         vita = Vita(config, tokenizer)
         if files:
-            checkpoint.account(vita, TABLE, files, [p for part in config.missing for p in PART_PREFIXES[part]])
-        if speech_dir := speech_folder(Path(folder), speech_dir):
+            checkpoint.check_fits(vita, PREFIXES, files, unread_prefixes(config))
+        if speech_dir := find_speech(folder, speech_dir):
             decoder, codec = (Path(speech_dir) / part / "model.json" for part in ("decoder", "codec"))
-            vita.speech = Speech(SpeechConfig.from_file(decoder), CodecConfig.from_file(codec))
+            vita.speech = Speech(read_speech_config(decoder), read_codec_config(codec))
     return vita, disk
 
 
