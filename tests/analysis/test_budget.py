@@ -321,7 +321,7 @@ def test_packing_takes_the_largest_matrix_beside_the_weights_as_estimated(tmp_pa
 def test_a_request_that_a_run_would_refuse_is_refused():
     with pytest.raises(ValueError, match="too short"):
         estimate(CONFIG, request(AUDIO, frames=[6]))
-    with pytest.raises(ValueError, match="2 image placeholders, but 1 images"):
+    with pytest.raises(ValueError, match="2 image placeholders, but 1 image was given"):
         estimate(CONFIG, request(IMAGE, IMAGE, tiles=[1]))
 
 
