@@ -415,7 +415,7 @@ def test_a_trace_changes_no_bit_and_leaves_no_hook(vita):
 
 
 def test_a_pass_that_fails_leaves_no_hook_and_no_empty_name(vita, monkeypatch):
-    with pytest.raises(ValueError, match="placeholders"), trace(vita):
+    with pytest.raises(ValueError, match="1 image placeholder, but 2"), trace(vita):
         vita(torch.tensor([[IMAGE]]), images=torch.zeros(2, 3, 56, 56))
     assert count_hooks(vita) == 0
     monkeypatch.setattr(vita.decoder.layers[1].mlp.down_proj, "forward", lambda x: 1 / 0)
