@@ -100,7 +100,7 @@ def read_elements(decoder):
 
 def least_bytes(decoder, length):
     """Bytes of the weights and of the cache of so many positions, in bfloat16."""
-    weights = budget.weights(VitaConfig(decoder), torch.bfloat16)["total"]["bytes"]
+    weights = budget.count_weights(VitaConfig(decoder), torch.bfloat16)["total"]["bytes"]
     return weights + 2 * budget.cache_elements(decoder, 1, length)
 
 
