@@ -80,7 +80,7 @@ def split_options(options, *classes):
     """
     names = [{f.name for f in fields(cls)} for cls in classes]
     if unknown := options.keys() - set.union(*names):
-        raise TypeError(f"got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}")
     return [{name: value for name, value in options.items() if name in known} for known in names]
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reproduce import large_decoder
 from torch import nn
 from torch.nn import functional as F
 
-from reproduce import large_decoder
 from vita_ref import Vita
 from vita_ref.decoder import TiedHead
 from vita_ref.scale import install, products
@@ -23,7 +23,6 @@ from vita_ref.scale.products import (
     FastLinear,
     FastTiedHead,
     PackedLinear,
-    can_pack,
     choose,
     fast_products,
     linear,
@@ -284,9 +283,7 @@ def clocks_and_switches(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [a.name for a in node.names] + [getattr(node, "module", None)]
             found += [n for n in names if n in ("time", "timeit", "datetime", "perf_counter")]
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and "torch.backends" in ast.unparse(node):
-            found.append(ast.unparse(node))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SETTERS:
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and "torch.backends" in ast.unparse(node) or isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SETTERS:
             found.append(ast.unparse(node))
     return found
 
