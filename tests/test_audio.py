@@ -3,10 +3,10 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -22,7 +22,6 @@ from vita_ref.audio import (
 )
 from vita_ref.config import AudioConfig, VitaConfig
 
-GOLDEN = Path(__file__).parent / "golden"
 EAR = "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 PREFIX = "model.audio_encoder."
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -90,10 +89,10 @@ def golden_ear(kind=""):
 
 
 def golden_case(name):
-    t = load_file(GOLDEN / "cases" / f"{name}.safetensors")
+    t = case(name)
     if "audios_index" not in t:  # upstream's placeholder
         return t, torch.zeros(1, int(t["lengths"]), 80)
-    pool = load_file(GOLDEN / "cases" / "pool.safetensors")["fbank"]
+    pool = case("pool")["fbank"]
     return t, pool[t["audios_index"], : int(t["lengths"].max())]
 
 

@@ -3,9 +3,9 @@
 import json
 import shutil
 from dataclasses import FrozenInstanceError, asdict, replace
-from pathlib import Path
 
 import pytest
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,7 @@ from tools import make_checkpoint
 from vita_ref import VitaConfig
 from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
 
-GOLDEN = Path(__file__).parent / "golden" / "checkpoint"
+CHECKPOINT = GOLDEN / "checkpoint"
 EYE, EAR = "InternViT-300M-448px", "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 PRESETS = ["documented", "vita-1.5", "qwen2-7b", "demo"]
 QWEN2 = {
@@ -225,7 +225,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
 
 
 def test_the_demo_preset_is_that_of_the_weights_that_ship():
-    shipped = VitaConfig.from_folder(Path(__file__).parent.parent / "weights" / "demo")
+    shipped = VitaConfig.from_folder(GOLDEN.parents[1] / "weights" / "demo")
     assert VitaConfig.preset("demo") == shipped
 
 
@@ -238,17 +238,17 @@ def test_a_config_cannot_be_changed_in_place():
 
 
 def vita_folder(path, **changes):
-    raw = json.loads((GOLDEN / "config.json").read_text())
+    raw = json.loads((CHECKPOINT / "config.json").read_text())
     return folder(path, raw | changes)
 
 
 def copied(part, path):
-    shutil.copytree(GOLDEN / part, path)
+    shutil.copytree(CHECKPOINT / part, path)
     return path
 
 
 def test_a_vita_folder_is_read_with_its_eye_and_its_ear():
-    config = VitaConfig.from_folder(GOLDEN)
+    config = VitaConfig.from_folder(CHECKPOINT)
     assert config.decoder == DecoderConfig(320, 64, 112, 3, 4, 2, 16, max_position_embeddings=4096)
     assert config.vision == VisionConfig(32, 80, 2, 4, image_size=56)
     ear = config.audio

@@ -2,19 +2,17 @@
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from vita_ref.fbank import FLOOR, FRAME_BLOCK, load_sound, log_mel
 
-GOLDEN = Path(__file__).parent / "golden" / "cases"
 RATE = 16000
 
 
@@ -71,13 +69,13 @@ def test_it_is_kaldis_definition(bins, length, shift, samples, seed):
 
 @pytest.mark.parametrize("name", ["fbank", "fbank_quiet", "fbank_stereo"])
 def test_golden_filter_banks(name):
-    t = load_file(GOLDEN / f"{name}.safetensors")
+    t = case(name)
     torch.testing.assert_close(log_mel(t["waveform"], int(t["sample_rate"])), t["fbank"], atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name, bins, near, own", [("fbank_24k", 70, 0.04, 2e-3), ("fbank_8k", 52, 0.06, 2e-2)])
 def test_golden_resampled_filter_banks(name, bins, near, own):
-    t = load_file(GOLDEN / f"{name}.safetensors")  # resamplers differ in the uppermost bins, and there alone
+    t = case(name)  # resamplers differ in the uppermost bins, and there alone
     got = log_mel(t["waveform"], int(t["sample_rate"]))
     assert got.shape == t["fbank"].shape
     torch.testing.assert_close(got[:, :bins], t["fbank"][:, :bins], atol=near, rtol=0)

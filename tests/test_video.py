@@ -4,21 +4,19 @@ import json
 import math
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
 from torch.nn.functional import grid_sample
 
 from vita_ref.video import frame_indices, load_frames, slow_fast
 
 av = pytest.importorskip("av")
-GOLDEN = Path(__file__).parent / "golden" / "cases"
 few = settings(max_examples=60, deadline=None)
 STEP = 5  # grey levels from one frame of a test film to the next, so that a frame tells its number
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "mkv": "libvpx"}
@@ -62,7 +60,7 @@ def refused(call, *arguments, **options):
 
 
 def test_frames_are_those_of_upstream():
-    rows = json.loads((GOLDEN / "video_sampling.json").read_text())
+    rows = json.loads((GOLDEN / "cases/video_sampling.json").read_text())
     for row in rows:
         window = {k: row[k] for k in ("start", "end", "max_frames", "min_frames")}
         got = frame_indices(row["num_frames"], row["fps"], sample_fps=row["video_framerate"], **window)
@@ -140,10 +138,10 @@ def test_nonsense_is_refused_with_its_name():
 
 
 def test_pooled_features_are_those_of_upstream():
-    case = load_file(GOLDEN / "slow_fast.safetensors")
-    got = slow_fast(list(case["features"]), case["sf_masks"])
-    assert [len(frame) for frame in got] == case["output_lengths"].tolist()
-    torch.testing.assert_close(torch.cat(got), case["output"], atol=2e-5, rtol=0)
+    t = case("slow_fast")
+    got = slow_fast(list(t["features"]), t["sf_masks"])
+    assert [len(frame) for frame in got] == t["output_lengths"].tolist()
+    torch.testing.assert_close(torch.cat(got), t["output"], atol=2e-5, rtol=0)
 
 
 @few

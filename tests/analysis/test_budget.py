@@ -4,10 +4,10 @@ import itertools
 import json
 import struct
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +23,6 @@ from vita_ref.files import checkpoint
 from vita_ref.generate import demo_folder, main
 from vita_ref.request import Prepared, batch
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 few = settings(max_examples=10, deadline=None)
 PREFIXES = {  # of the parts, in a checkpoint; the longest that fits counts
     "vision": "model.vision_tower.", "projector": "model.mm_projector.", "audio": "model.audio_encoder.",

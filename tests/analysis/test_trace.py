@@ -11,9 +11,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tools import dump, make_checkpoint
 from vita_ref import Vita, VitaConfig
@@ -22,7 +23,6 @@ from vita_ref.audio import encoder_position_count
 from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
 from vita_ref.request import Prepared
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 DEMO = Path(__file__).parent.parent / "weights" / "demo"
 TOWER, LOGITS = {"atol": 2e-5, "rtol": 0}, {"atol": 5e-5, "rtol": 0}
 TINY = replace(
@@ -34,10 +34,6 @@ TINY = replace(
     eos_token_ids=(299,),
     dtype="float32",
 )
-
-
-def golden(name):
-    return load_file(GOLDEN / f"cases/{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +49,7 @@ def close(got, want, bounds):
 
 
 def test_the_eyes_layers_are_upstreams_by_name(vita):
-    t, pool = golden("vision"), golden("pool")
+    t, pool = case("vision"), case("pool")
     with trace(vita) as found:
         vita.encode_images(pool["images"][t["images_index"]])
     names = ["embeddings", *(f"layers.{i:02}" for i in range(len(t["hidden_states"]) - 1)), "tower", "projector"]
@@ -63,9 +59,9 @@ def test_the_eyes_layers_are_upstreams_by_name(vita):
         close(found[f"vision.0.{name}"], want, TOWER)
 
 
-@pytest.mark.parametrize("case", ["audio", "audio_single"])
-def test_the_ears_stages_are_upstreams_by_name_and_sound(vita, case):
-    t, pool = golden(case), golden("pool")
+@pytest.mark.parametrize("name", ["audio", "audio_single"])
+def test_the_ears_stages_are_upstreams_by_name_and_sound(vita, name):
+    t, pool = case(name), case("pool")
     banks = pool["fbank"][t["audios_index"], : int(t["lengths"].max())]
     with trace(vita) as found:
         vita.encode_audios(banks, t["lengths"])
@@ -81,7 +77,7 @@ def test_the_ears_stages_are_upstreams_by_name_and_sound(vita, case):
 
 
 def test_the_decoders_layers_are_upstreams_by_name(vita):
-    t, layers = golden("text_single"), vita.config.decoder.num_hidden_layers
+    t, layers = case("text_single"), vita.config.decoder.num_hidden_layers
     with trace(vita, deep=True, all_logits=True) as found:
         vita(t["input_ids"])
     outputs = [f"decoder.layers.{i:02}.output" for i in range(layers - 1)]
@@ -98,7 +94,7 @@ def test_the_decoders_layers_are_upstreams_by_name(vita):
 
 
 def test_keys_and_values_are_upstreams_cache(vita):
-    t = golden("text_incremental")
+    t = case("text_incremental")
     with trace(vita, deep=True) as found:
         vita(t["input_ids"])
     for i, (keys, values) in enumerate(zip(t["key_cache"], t["value_cache"], strict=True)):
@@ -107,9 +103,9 @@ def test_keys_and_values_are_upstreams_cache(vita):
     close(found["logits"], t["full_logits"][:, -1], LOGITS)
 
 
-@pytest.mark.parametrize("case", ["e2e_image_audio", "e2e_image", "e2e_audio"])
-def test_a_recorded_request_ends_in_upstreams_logits_and_tokens(vita, case):
-    t, pool = golden(case), golden("pool")
+@pytest.mark.parametrize("name", ["e2e_image_audio", "e2e_image", "e2e_audio"])
+def test_a_recorded_request_ends_in_upstreams_logits_and_tokens(vita, name):
+    t, pool = case(name), case("pool")
     pictures = [pool["images"][i][None] for i in t["images_index"] if i >= 0]
     sounds = [pool["fbank"][i, : pool["fbank_lengths"][i]] for i in t["audios_index"] if i >= 0]
     found = dump.record(vita, Prepared(t["input_ids"][0], pictures, sounds), max_new_tokens=12)

@@ -4,6 +4,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -11,8 +12,6 @@ from torch.nn import functional as F
 
 from vita_ref import Vita
 from vita_ref.scale.int8 import Int8Linear, assign, int8_linear, quantize
-
-GOLDEN = "tests/golden/checkpoint"
 
 
 @settings(deadline=None, max_examples=25)
@@ -61,7 +60,7 @@ def test_a_bias_is_kept_and_leading_dimensions_come_back():
 
 
 def test_only_the_decoders_matrices_become_int8():
-    plain, small = (Vita.from_pretrained(GOLDEN, quantize=q) for q in (None, "int8"))
+    plain, small = (Vita.from_pretrained(GOLDEN / "checkpoint", quantize=q) for q in (None, "int8"))
     rounded = {n for n, m in small.named_modules() if type(m) is Int8Linear}
     assert rounded == {n for n, m in plain.decoder.named_modules(prefix="decoder") if isinstance(m, nn.Linear)}
     assert small.decoder.embed_tokens.weight.equal(plain.decoder.embed_tokens.weight)
