@@ -25,15 +25,18 @@ READING = {  # the files that a learner reads: each imports files further up in 
     "fbank": set(),
     "splice": set(),
     "prompt": set(),
+    "inputs": set(),
     "video": {"image"},
     "vision": {"config"},
     "audio": {"config"},
-    "decoder": {"config", "masks", "cache"},
+    "decoder": {"cache", "config", "masks"},
     "speech": {"cache", "config", "sampling"},
-    "request": {"audio", "config", "fbank", "image", "prompt", "splice", "video"},
+    "request": {"audio", "config", "fbank", "image", "inputs", "prompt", "splice", "video"},
+    "answer": {"prompt"},
+    "loading": {"config", "speech"},
     "model": {
-        *("audio", "cache", "config", "decoder", "masks", "prompt", "request", "sampling", "speech", "splice"),
-        *("video", "vision"),
+        *("answer", "audio", "cache", "config", "decoder", "inputs", "masks", "prompt", "request", "sampling"),
+        *("speech", "splice", "video", "vision"),
     },
     "generate": {"model", "prompt", "request", "sampling"},
     "__init__": {"cache", "config", "model", "splice"},
@@ -43,15 +46,19 @@ SUB_PACKAGES = {  # what a learner skips: what its files may import, besides eac
     "voice": {"cache", "config", "decoder", "files", "masks", "sampling"},
     "scale": {"config", "files"},
     "analysis": {*READING, "files", "scale", "voice"} - {"generate", "__init__"},
+    "cli": {"analysis", "loading", "model", "request", "sampling", "scale"},
 }
 USES = {  # the sub-packages that a reading file may import at its top
+    "answer": {"files"},
+    "generate": {"cli", "files"},
+    "loading": {"files"},
     "model": {"files", "voice"},
     "speech": {"files", "voice"},
-    "generate": {"files"},
 }
 USES_WHEN_CALLED = {  # and inside a function only, so that a request that does not need them does not load them
-    "model": {"scale"},
     "generate": {"analysis", "scale"},
+    "loading": {"model", "scale"},
+    "model": {"loading", "scale"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
 WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}
