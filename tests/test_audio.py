@@ -21,6 +21,7 @@ from vita_ref.audio import (
     visible_spans,
 )
 from vita_ref.config import AudioConfig, VitaConfig
+from vita_ref.files.folders import read_config
 
 EAR = "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 PREFIX = "model.audio_encoder."
@@ -80,7 +81,7 @@ def golden_weights(kind=""):
 
 def golden_ear(kind=""):
     folder = GOLDEN / "variants" / kind / EAR if kind == "audio_batchnorm" else None
-    config = VitaConfig.from_folder(GOLDEN / "checkpoint", audio_dir=folder)
+    config = read_config(GOLDEN / "checkpoint", audio_dir=folder)
     audio = replace(config.audio, num_prompts=5) if kind == "audio_prompt" else config.audio
     with torch.device("meta"):
         ear = AudioEncoder(audio, config.decoder.hidden_size)

@@ -364,12 +364,11 @@ def test_a_loss_counts_new_columns_where_the_mask_covers_the_cached_ones_too():
     torch.testing.assert_close(found.loss, wanted)
 
 
-def test_steps_leave_the_callers_tokens_alone_and_need_none():
-    x, penalty = TEXT.inputs(ids(7, 8)), {"max_new_tokens": 9, "repetition_penalty": 1e6}
-    seen = torch.zeros(1, TEXT.config.decoder.vocab_size, dtype=torch.bool)
-    with torch.inference_mode():
-        said, again = ([int(token) for token, _ in TEXT.steps(x, seen=given, **penalty)] for given in (None, seen))
-    assert said == again and len(set(said)) == len(said) and not seen.any()
+def test_the_penalty_counts_the_answer_alone_where_the_prompt_is_embeddings():
+    options = {"max_new_tokens": 9, "repetition_penalty": 1e6, "eos_token_id": ()}
+    tokens = TEXT.generate(inputs_embeds=TEXT.embed(ids(7, 8)), **options)[0].tolist()
+    first = TEXT.generate(ids(7, 8), max_new_tokens=1, eos_token_id=())
+    assert tokens[0] == int(first) and len(set(tokens)) == len(tokens)
 
 
 def test_draws_come_from_the_generator_that_is_given():

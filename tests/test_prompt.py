@@ -1,21 +1,27 @@
-"""Chat layouts against the lengths of upstream's prompts, and ids around placeholders against its tables."""
+"""Chat templates, placeholders and ids against upstream's tables; the text of an answer without its state mark."""
 
+import copy
 import json
 import zlib
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vita_ref.files.tokenizer import StreamDecoder
 from vita_ref.prompt import (
     TEMPLATES,
+    AnswerText,
+    Template,
     encode_prompt,
     expand_video,
     place_media,
     render,
+    split_state,
     tokenizer_image_audio_token,
     tokenizer_image_token,
 )
@@ -29,8 +35,12 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
+def assistant(text):
+    return [{"role": "assistant", "content": text}]
+
+
 class WordTokenizer:
-    """The golden tables' tokenizer: a word's id comes from its checksum; BOS in front of every text."""
+    """The tokenizer of the golden tables: the id of a word is a checksum; BOS in front of every text, if there is one."""
 
     def __init__(self, bos_token_id=None):
         self.bos_token_id = bos_token_id
@@ -40,84 +50,136 @@ class WordTokenizer:
         return SimpleNamespace(input_ids=bos + [10 + zlib.crc32(word.encode()) % 200 for word in text.split()])
 
 
+# ---- layouts
+
+
 @pytest.mark.parametrize("case", PROMPTS["cases"], ids=lambda c: f"{c['modality']}-{c['length']}")
-def test_the_vita_layout_is_as_long_as_upstreams_once_the_system_texts_are_taken_away(case):
-    messages = [{"role": role, "content": text} for role, text in case["messages"] if text is not None]
-    open_turn = case["messages"][-1][1] is None
-    got = render(messages, add_generation_prompt=open_turn, template="vita", medium=case["modality"])
-    ours = len(TEMPLATES["vita"].default_system[case["modality"]])
-    assert len(got) - ours == case["length"] - PROMPTS["system_texts"][case["modality"]]["length"]
+def test_a_vita_prompt_is_as_long_as_upstreams_apart_from_the_system_text(case):
+    medium, messages = case["modality"], [{"role": role, "content": text} for role, text in case["messages"]]
+    asks_for_an_answer = messages[-1]["content"] is None  # upstream writes an open turn as a message without a text
+    if asks_for_an_answer:
+        messages.pop()
+    text = render(messages, add_generation_prompt=asks_for_an_answer, template="vita", medium=medium)
+    our_system_text = len(TEMPLATES["vita"].default_system[medium])
+    their_system_text = PROMPTS["system_texts"][medium]["length"]
+    assert len(text) - our_system_text == case["length"] - their_system_text
 
 
-def test_the_vita_layout_letter_by_letter():
-    messages = [*user("Hi"), {"role": "assistant", "content": "Yes."}]
-    wanted = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert render(user("Hi"), system="S", template="vita") == wanted
-    assert render(messages, system="S", template="vita", add_generation_prompt=False) == wanted + "Yes.<|im_end|>"
+def test_a_vita_prompt_letter_by_letter():
+    question = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert render(user("Hi"), system="S", template="vita") == question
+    answered = [*user("Hi"), *assistant("Yes.")]
+    assert render(answered, system="S", template="vita", add_generation_prompt=False) == question + "Yes.<|im_end|>"
 
 
-def test_the_vita_system_text_goes_by_what_is_seen_and_not_by_what_is_heard():
+@pytest.mark.parametrize(
+    "question, medium",
+    [
+        ("<image>", "image"),
+        ("<video>", "video"),
+        ("no placeholder", "lang"),
+        ("<audio>", "lang"),
+        ("<audio><image>", "image"),
+        ("<image><video>", "video"),
+    ],
+)
+def test_the_default_system_text_of_vita_depends_on_images_and_videos_but_not_on_sounds(question, medium):
+    expected = TEMPLATES["vita"].default_system[medium]
+    others = {*TEMPLATES["vita"].default_system.values()} - {expected}
+    assert len(others) == 2
+    for messages in (user(question), [*user(question), *user("and a later message")]):
+        text = render(messages, template="vita")
+        assert expected in text and not any(other in text for other in others)
+
+
+def test_the_medium_can_be_given_where_the_placeholders_do_not_say_it():
     texts = TEMPLATES["vita"].default_system
-    assert len(set(texts.values())) == 3
-    for text, medium in [("<image>", "image"), ("<video>", "video"), ("<audio>", "lang"), ("<audio><image>", "image")]:
-        assert texts[medium] in render(user(text), template="vita")
     assert texts["video"] in render(user("<image><image>"), template="vita", medium="video")
-    assert texts["image"] in render([*user("<image>"), *user("more")], template="vita")
 
 
-def test_chatml_is_qwen2s_own_template():
+def test_chatml_is_the_template_of_qwen2():
     jinja2 = pytest.importorskip("jinja2")
     source = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{{ '\n' }}{% endfor %}"
         "{% if more %}<|im_start|>assistant\n{{ '' }}{% endif %}"
     )
     qwen2 = jinja2.Environment(keep_trailing_newline=True).from_string(source)
-    messages = [{"role": "system", "content": "S"}, *user("Hi"), {"role": "assistant", "content": "Ja"}, *user("So?")]
-    for count in (2, 3, 4):
+    conversation = [*user("Hi"), *assistant("Ja"), *user("So?")]
+    for count in (1, 2, 3):
         for more in (True, False):
-            wanted = qwen2.render(messages=messages[:count], more=more)
-            assert render(messages[:count], add_generation_prompt=more) == wanted
-            assert render(messages[1:count], system="S", add_generation_prompt=more) == wanted
+            messages = [{"role": "system", "content": "S"}, *conversation[:count]]
+            expected = qwen2.render(messages=messages, more=more)
+            assert render(messages, add_generation_prompt=more) == expected
+            assert render(conversation[:count], system="S", add_generation_prompt=more) == expected
 
 
-def test_an_empty_system_text_leaves_the_block_out():
-    assert "system" not in render(user("Hi")) + render(user("Hi"), system="", template="vita")
+def test_an_empty_system_text_leaves_the_system_block_out():
+    assert render(user("Hi"), system="", template="vita") == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert render(user("Hi")) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"  # chatml has no default
 
 
-def test_the_demo_layout():
-    messages = [*user("<image>Hi"), {"role": "assistant", "content": "Yes."}, *user("So?")]
-    wanted = "<|user|><image>Hi<|assistant|>Yes.<|end|><|user|>So?"
-    assert render(messages, template="demo") == wanted + "<|assistant|>"
-    assert render(messages, template="demo", add_generation_prompt=False) == wanted
-    with pytest.raises(ValueError, match="'demo' has no 'system'"):
+def test_a_demo_prompt_letter_by_letter():
+    messages = [*user("<image>Hi"), *assistant("Yes."), *user("So?")]
+    conversation = "<|user|><image>Hi<|assistant|>Yes.<|end|><|user|>So?"
+    assert render(messages, template="demo") == conversation + "<|assistant|>"
+    assert render(messages, template="demo", add_generation_prompt=False) == conversation
+    with pytest.raises(ValueError, match="'demo' has no role 'system', only user, assistant"):
         render(messages, template="demo", system="S")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_the_same_arguments_give_the_same_text_and_are_left_as_they_were(template):
-    messages = user("<image>Hi")
-    before = json.dumps(messages)
-    assert render(messages, template=template) == render(messages, template=template)
-    assert json.dumps(messages) == before
+def test_render_changes_neither_its_messages_nor_the_result_of_later_calls(template):
+    messages = [*user("<image>Hi"), *assistant("Yes.")]
+    before = copy.deepcopy(messages)
+    alone = render(user("Who?"), template=template)
+    render(messages, template=template)
+    assert messages == before
+    assert render(user("Who?"), template=template) == alone
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_cannot_be_changed_at_any_depth(name):
+    template = TEMPLATES[name]
+    with pytest.raises(TypeError):
+        TEMPLATES[name] = None
+    with pytest.raises(FrozenInstanceError):
+        template.separator = ""
+    for mapping in (template.blocks, template.default_system):
+        with pytest.raises(TypeError):
+            mapping["user"] = ""
+    for value in (*template.blocks.values(), template.stop, template.states):
+        assert type(value) is tuple and all(type(text) is str for text in value)
+    assert all(type(text) is str for text in template.default_system.values())
+
+
+def test_a_template_keeps_copies_of_what_it_was_built_from():
+    blocks, system, states = {"user": ["<", ">"]}, {"lang": "S"}, ["!"]
+    template = Template(blocks, "", False, ["."], "", system, states)
+    blocks["user"][0] = blocks["other"] = system["lang"] = states[0] = "changed"
+    assert dict(template.blocks) == {"user": ("<", ">")}
+    assert dict(template.default_system) == {"lang": "S"} and template.states == ("!",) and template.stop == (".",)
 
 
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        ({"messages": user("x"), "template": "llama"}, "no template 'llama'; there are chatml, vita, demo"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "no 'tool' text"),
-        ({"messages": user(None)}, "must be a string, got NoneType"),
+        ({"messages": user("x"), "template": "llama"}, "no template is named 'llama'; .* chatml, vita, demo"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "no role 'tool', only system, user, assistant"),
+        ({"messages": user(None)}, "user message must be a string, got NoneType"),
         ({"messages": user("x"), "medium": "sound"}, "got 'sound'"),
         ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "two system texts"),
     ],
 )
-def test_what_cannot_be_rendered_is_refused_with_the_reason(arguments, reason):
+def test_messages_that_cannot_be_rendered_are_refused_with_the_reason(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         render(**arguments)
 
 
+# ---- placeholders and ids
+
+
 @pytest.mark.parametrize("case", TOKENIZE, ids=lambda c: f"{c['bos_token_id']}-{c['prompt'][:24]!r}")
-def test_ids_around_placeholders_are_upstreams(case):
+def test_ids_around_placeholders_are_those_of_upstream(case):
     tokenizer = WordTokenizer(case["bos_token_id"])
     assert tokenizer_image_token(case["prompt"], tokenizer) == case["image_token"]
     assert tokenizer_image_audio_token(case["prompt"], tokenizer) == case["image_audio_token"]
@@ -128,37 +190,44 @@ def test_ids_around_placeholders_are_upstreams(case):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["<image>", "<audio>", " word ", "two words", "<im", "age>"]), max_size=8))
-def test_encode_prompt_is_upstreams_call_where_both_kinds_are_given(parts):
+def test_encode_prompt_gives_the_ids_of_upstreams_function_where_images_and_audios_are_given(parts):
     text = "<image>" + "".join(parts) + "<audio>"
-    counts = {"images": text.count("<image>"), "audios": text.count("<audio>")}
-    wanted = tokenizer_image_audio_token(text, WordTokenizer(7), image_token_index=-3, audio_token_index=-4)
-    got = encode_prompt(text, WordTokenizer(7), **counts, image_token_index=-3, audio_token_index=-4)
-    assert got == wanted
-    assert got.count(7) == 1 and got[0] == 7
-    assert (got.count(-3), got.count(-4)) == tuple(counts.values())
+    images, audios = text.count("<image>"), text.count("<audio>")
+    indices = {"image_token_index": -3, "audio_token_index": -4}
+    ids = encode_prompt(text, WordTokenizer(7), images=images, audios=audios, **indices)
+    assert ids == tokenizer_image_audio_token(text, WordTokenizer(7), **indices)
+    assert ids[0] == 7 and ids.count(7) == 1  # one BOS, in front
+    assert ids.count(-3) == images and ids.count(-4) == audios
 
 
-def test_a_placeholder_of_a_kind_that_was_not_given_is_text():
-    plain = WordTokenizer()
-    assert encode_prompt("see <image> ok", plain) == plain("see <image> ok").input_ids
-    wanted = tokenizer_image_token("see <image> or <audio>", plain)
-    assert encode_prompt("see <image> or <audio>", plain, images=1) == wanted
-
-
-@pytest.mark.parametrize("images, audios, counts", [(3, 1, ("2 <image>", "3")), (2, 2, ("1 <audio>", "2"))])
-def test_a_count_that_does_not_match_is_refused_with_both_counts(images, audios, counts):
-    with pytest.raises(ValueError, match=f"has {counts[0]} placeholders, but {counts[1]} were given"):
-        encode_prompt("<image><image><audio>x", WordTokenizer(), images=images, audios=audios)
-
-
-def test_only_lists_and_torch_tensors_are_given():
-    for call in (tokenizer_image_token, tokenizer_image_audio_token):
-        with pytest.raises(ValueError, match="return_tensors must be None or 'pt', got 'np'"):
-            call("x", WordTokenizer(), return_tensors="np")
+def test_a_placeholder_is_plain_text_if_nothing_of_its_kind_is_given():
+    tokenizer = WordTokenizer()
+    assert encode_prompt("see <image> ok", tokenizer) == tokenizer("see <image> ok").input_ids
+    only_images = tokenizer_image_token("see <image> or <audio>", tokenizer)
+    assert encode_prompt("see <image> or <audio>", tokenizer, images=1) == only_images
 
 
 @pytest.mark.parametrize(
-    "text, media, template, wanted",
+    "images, audios, reason",
+    [
+        (3, 1, "has 2 <image> placeholders, but 3 were given: write one <image> for each"),
+        (1, 1, "has 2 <image> placeholders, but 1 was given: write one <image> for each"),
+        (2, 2, "has 1 <audio> placeholder, but 2 were given: write one <audio> for each"),
+    ],
+)
+def test_a_wrong_number_of_placeholders_is_refused_with_both_numbers(images, audios, reason):
+    with pytest.raises(ValueError, match=reason):
+        encode_prompt("<image><image><audio>x", WordTokenizer(), images=images, audios=audios)
+
+
+@pytest.mark.parametrize("function", [tokenizer_image_token, tokenizer_image_audio_token])
+def test_other_tensors_than_those_of_torch_are_refused(function):
+    with pytest.raises(ValueError, match="return_tensors must be None or 'pt', got 'np'"):
+        function("x", WordTokenizer(), return_tensors="np")
+
+
+@pytest.mark.parametrize(
+    "text, media, template, expected",
     [
         ("Hi", {"images": 2, "audios": 1}, "vita", "<image><image>\n<audio>Hi"),
         ("Hi", {"images": 2, "audios": 1}, "demo", "<image><image><audio>Hi"),
@@ -170,13 +239,96 @@ def test_only_lists_and_torch_tensors_are_given():
         ("In <video>", {"videos": 1}, "vita", "In <video>"),
     ],
 )
-def test_missing_placeholders_go_in_front_and_the_users_own_stay(text, media, template, wanted):
-    assert place_media(text, template=template, **media) == wanted
+def test_placeholders_are_put_in_front_of_a_question_that_has_none_of_their_kind(text, media, template, expected):
+    assert place_media(text, template=template, **media) == expected
 
 
-def test_a_video_is_one_image_a_frame():
+def test_a_video_is_expanded_to_one_image_per_frame():
     assert expand_video("a <video> b", 3) == "a <image><image><image> b"
     assert expand_video("a <video> b", 0) == "a <video> b"
-    for text, count in (("none", 0), ("<video><video>", 2)):
-        with pytest.raises(ValueError, match=f"has {count} <video> .* 1 video"):
-            expand_video(text, 4)
+
+
+@pytest.mark.parametrize("text, count", [("none", "0 <video> placeholders"), ("<video><video>", "2 <video> placeholders")])
+def test_a_video_without_exactly_one_placeholder_is_refused(text, count):
+    with pytest.raises(ValueError, match=f"has {count}, but 1 video was given"):
+        expand_video(text, 4)
+
+
+# ---- the text of an answer
+
+
+class ByteTokenizer:
+    """Every byte of UTF-8 is a token, so that characters arrive in parts; a tokenizer as `StreamDecoder` needs it."""
+
+    special_ids, leading_spaces = frozenset(), 0
+
+    def piece(self, token_id):
+        return bytes([token_id])
+
+
+class Pieces:
+    """A decoder whose ids are the texts themselves: what `AnswerText` gets from a `StreamDecoder`, written out."""
+
+    def push(self, texts):
+        return "".join(texts)
+
+    def flush(self):
+        return ""
+
+
+MARKS = TEMPLATES["vita"].states
+answers = st.lists(st.sampled_from([*MARKS, " ", "\n", "\u2003", "a", "猫", "😀"]), max_size=8).map("".join)
+
+
+def cut(items, places):
+    """A sequence in pieces, cut at the places."""
+    places = sorted(place % (len(items) + 1) for place in places)
+    return [items[start:stop] for start, stop in zip([0, *places], [*places, len(items)])]
+
+
+@settings(max_examples=300, deadline=None)
+@given(answers, st.lists(st.integers(0, 99), max_size=8), st.sampled_from([*TEMPLATES]))
+@example("☞ Hello", [3], "vita")
+@example("\n☞ x", [1, 4], "vita")
+@example(" \n", [1], "vita")
+@example("☞", [1, 2], "vita")
+def test_a_streamed_answer_is_that_of_split_state_wherever_its_bytes_are_cut(answer, places, template):
+    stream = AnswerText(StreamDecoder(ByteTokenizer()), template)
+    pieces = [stream.push(ids) for ids in cut(list(answer.encode()), places)] + [stream.flush()]
+    assert (stream.state, "".join(pieces)) == split_state(answer, template)
+    assert stream.text == "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    "tokens, pieces, state",
+    [
+        (["☞", " Hello"], ["", "Hello"], "☞"),
+        (["\n", "☞", " x"], ["", "", "x"], "☞"),
+        (["☟ ", " ", "a", " b "], ["", "", "a", " b "], "☟"),
+        (["☞"], [""], "☞"),
+        ([" ", "Hi", "☞"], ["", " Hi", "☞"], None),  # not in front: no mark, and nothing is dropped
+        (["☞", "☟ x"], ["", "☟ x"], "☞"),  # only the first is a mark
+    ],
+)
+def test_text_is_returned_as_soon_as_it_is_certain_and_the_mark_is_dropped(tokens, pieces, state):
+    stream = AnswerText(Pieces(), "vita")
+    assert [stream.push([token]) for token in tokens] == pieces
+    assert stream.flush() == "" and stream.state == state
+
+
+def test_white_space_is_held_back_until_the_end_where_no_mark_comes():
+    stream = AnswerText(Pieces(), "vita")
+    assert [stream.push(["\n"]), stream.push([" "]), stream.flush()] == ["", "", "\n "]
+    assert stream.text == "\n " and stream.state is None
+
+
+def test_a_template_without_states_holds_nothing_back():
+    stream = AnswerText(Pieces(), "demo")
+    assert [stream.push(["\n"]), stream.push(["☞ x"]), stream.flush()] == ["\n", "☞ x", ""]
+    assert stream.state is None
+
+
+@pytest.mark.parametrize("call", [lambda: split_state("Yes.", "llama"), lambda: AnswerText(Pieces(), "llama")])
+def test_an_unknown_template_of_an_answer_is_refused(call):
+    with pytest.raises(ValueError, match="no template is named 'llama'"):
+        call()

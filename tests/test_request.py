@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from test_model import AUDIO, BINS, CONFIG, IMAGE, PIXELS, WIDTH, WordTokenizer, noise
 
-from vita_ref.request import Prepared, Request, batch, prepare
+from vita_ref.request import PreparedRequest, Request, collate, prepare_request
 
 TOKENIZER = WordTokenizer()
 PICTURE, SOUND = noise(3, PIXELS, PIXELS), noise(30, BINS)
@@ -21,7 +21,7 @@ def words(text):
 
 
 def ready(config=CONFIG, **request):
-    return prepare(Request(**{"raw": True} | request), config, TOKENIZER)
+    return prepare_request(Request(**{"raw": True} | request), config, TOKENIZER)
 
 
 def ids_of(**request):
@@ -83,7 +83,7 @@ def test_the_system_text_is_the_requests_else_the_tokenizers():
         system_prompt = "be brief"
 
     def text(tokenizer, **request):
-        return prepare(Request("hello", **request), CONFIG, tokenizer).ids.tolist()
+        return prepare_request(Request("hello", **request), CONFIG, tokenizer).ids.tolist()
 
     turn = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     block = "<|im_start|>system\n{}<|im_end|>\n"
@@ -142,13 +142,13 @@ def test_a_film_comes_from_a_folder_of_pictures(tmp_path):
 
 
 def test_requests_become_one_batch_with_all_media_in_the_order_of_the_rows():
-    first = Prepared(torch.tensor([IMAGE, 7]), [PICTURE[None]], [])
-    second = Prepared(torch.tensor([AUDIO, IMAGE]), [FILM], [SOUND])
-    got = batch([first, second])
-    assert got["input_ids"] == [first.ids, second.ids]
-    assert [x.shape[0] for x in got["images"]] == [1, 3] and got["audios"] == {"audios": [SOUND]}
-    alone = batch([Prepared(torch.tensor([7]), [], [])])
-    assert alone["images"] is None and alone["audios"] is None
+    first = PreparedRequest(torch.tensor([IMAGE, 7]), [PICTURE[None]], [])
+    second = PreparedRequest(torch.tensor([AUDIO, IMAGE]), [FILM], [SOUND])
+    got = collate([first, second])
+    assert got.input_ids == [first.ids, second.ids]
+    assert [x.shape[0] for x in got.images] == [1, 3] and got.audios == {"audios": [SOUND]}
+    alone = collate([PreparedRequest(torch.tensor([7]), [], [])])
+    assert alone.images is None and alone.audios is None
 
 
 # ---- what is refused
@@ -159,8 +159,8 @@ DEAF = replace(CONFIG, audio=None)
 REFUSED = {
     "nothing to answer": ({}, CONFIG, ["prompt is needed"]),
     "no words at all": ({"prompt": ""}, CONFIG, ["empty"]),
-    "a picture without eyes": ({"images": [PICTURE]}, BLIND, ["cannot take pictures", "its folder was not found"]),
-    "a film without eyes": ({"video": FILM}, BLIND, ["cannot take pictures"]),
+    "a picture without eyes": ({"images": [PICTURE]}, BLIND, ["cannot take images", "its folder was not found"]),
+    "a film without eyes": ({"video": FILM}, BLIND, ["cannot take images"]),
     "a sound without ears": ({"audios": ["x.wav"]}, DEAF, ["cannot take sounds", "no audio part"]),
     "a picture that is not there": ({"images": ["nowhere.png"]}, CONFIG, ["nowhere.png"]),
     "a sound that is not there": ({"audios": ["nowhere.wav"]}, CONFIG, ["nowhere.wav"]),
@@ -181,4 +181,4 @@ def test_refused_in_one_line_that_says_what(case):
 
 def test_a_checkpoint_without_a_tokenizer_says_so():
     with pytest.raises(ValueError, match="no tokenizer"):
-        prepare(Request("hello"), CONFIG, None)
+        prepare_request(Request("hello"), CONFIG, None)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from vita_ref.sampling import (
     HUGE,
     TINY,
-    check_options,
+    Sampling,
     filter_top_k,
     filter_top_p,
     repetition_penalty,
+    row_generators,
     sample,
+    seen_tokens,
 )
 
 few = settings(max_examples=40, deadline=None)
@@ -79,15 +81,70 @@ def test_a_penalty_above_one_lowers_a_negative_logit_too():
     assert repetition_penalty(torch.tensor([[-2.0, 2.0]]), torch.tensor([[True, True]]), 2.0).tolist() == [[-4.0, 1.0]]
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0}, {"do_sample": True, "top_k": 1}])
+def drawn(logits, seed, **options):
+    """Draws in which all rows share one generator."""
+    generator = torch.Generator().manual_seed(seed)
+    return sample(logits, Sampling(do_sample=True, **options), [generator] * len(logits))
+
+
+GREEDY = [
+    Sampling(),
+    Sampling(temperature=0),
+    Sampling(do_sample=True, temperature=0),
+    Sampling(do_sample=False, temperature=2.0),
+    Sampling(do_sample=True, top_k=1),
+]
+
+
+@pytest.mark.parametrize("options", GREEDY)
 @few
 @given(rows=rows)
-def test_greedy_takes_the_largest_and_a_row_does_not_see_its_neighbours(options, rows):
+def test_greedy_takes_the_largest_logit_of_each_row(options, rows):
     logits = logits_of([[3 * x + i for i, x in enumerate(row)] for row in rows]) + torch.arange(7) / 64  # no ties
-    together = sample(logits, **options)
+    together = sample(logits, options)
     assert together.dtype == torch.long
     assert together.tolist() == [max(range(7), key=row.__getitem__) for row in logits.tolist()]
-    assert together.tolist() == [int(sample(row[None], **options)) for row in logits]
+    assert together.tolist() == [int(sample(row[None], options)) for row in logits]
+
+
+@pytest.mark.parametrize(
+    "options, greedy",
+    [
+        ({}, True),
+        ({"temperature": 0.7}, False),
+        ({"do_sample": True}, False),
+        ({"do_sample": False, "temperature": 0.7}, True),
+        ({"do_sample": True, "temperature": 0}, True),
+        ({"do_sample": None, "temperature": 0}, True),
+    ],
+)
+def test_a_temperature_above_zero_or_do_sample_samples_and_do_sample_false_is_greedy(options, greedy):
+    assert Sampling(**options).greedy is greedy
+
+
+def test_sampling_without_a_temperature_samples_at_one():
+    logits = torch.linspace(-2, 2, 9).expand(200, 9)
+    assert drawn(logits, 3).equal(drawn(logits, 3, temperature=1.0))
+    assert not drawn(logits, 3).equal(drawn(logits, 3, temperature=0.3))
+
+
+@few
+@given(st.integers(2, 5), st.integers(0, 99))
+def test_the_draws_of_a_row_do_not_depend_on_the_rows_behind_it(count, seed):
+    logits, options = torch.linspace(-1, 1, 31), Sampling(do_sample=True)
+
+    def answers(rows):
+        generators = row_generators(torch.Generator().manual_seed(seed), rows)
+        return torch.stack([sample(logits.expand(rows, -1), options, generators) for _ in range(20)], 1)
+
+    assert answers(count)[0].equal(answers(1)[0])
+    assert not answers(count)[0].equal(answers(count)[1])  # each row has a generator of its own
+
+
+def test_seen_tokens_are_those_of_the_prompt_without_placeholders_and_padding():
+    ids, mask = torch.tensor([[1, -200, 3, 4], [0, 2, 2, 9]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    assert [row.nonzero().flatten().tolist() for row in seen_tokens(ids, mask, 6)] == [[1, 3], [2]]
+    assert seen_tokens([torch.tensor([5]), ()], None, 6).nonzero().tolist() == [[0, 5]]
 
 
 def test_equal_logits_give_the_lowest_id():
@@ -97,24 +154,23 @@ def test_equal_logits_give_the_lowest_id():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_are_as_frequent_as_they_are_probable(temperature):
     logits, n = torch.tensor([1.0, 0.0, -1.0, 2.0, -0.5]), 20_000
-    drawn = sample(logits.expand(n, 5), do_sample=True, temperature=temperature, generator=torch.manual_seed(7))
+    tokens = drawn(logits.expand(n, 5), 7, temperature=temperature)
     expected = n * (logits / temperature).softmax(-1)
-    chi_square = ((drawn.bincount(minlength=5) - expected) ** 2 / expected).sum()
+    chi_square = ((tokens.bincount(minlength=5) - expected) ** 2 / expected).sum()
     assert chi_square < 18.5  # one in a thousand, four degrees of freedom
 
 
 def test_filtered_tokens_are_never_drawn_and_the_rest_keep_their_odds():
     logits, n = torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), 10_000
     for options in ({"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.84}):  # of three, 0.842 are in two
-        drawn = sample(logits.expand(n, 4), do_sample=True, generator=torch.manual_seed(3), **options)
-        counts = drawn.bincount(minlength=4).tolist()
+        counts = drawn(logits.expand(n, 4), 3, **options).bincount(minlength=4).tolist()
         assert counts[2:] == [0, 0]
         assert counts[0] / n == pytest.approx(0.625, abs=0.02)
 
 
 def test_the_same_generator_state_gives_the_same_draws():
     logits = torch.linspace(-1, 1, 11).expand(50, 11)
-    draws = [sample(logits, do_sample=True, generator=torch.Generator().manual_seed(s)).tolist() for s in (1, 1, 2)]
+    draws = [drawn(logits, seed).tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -128,17 +184,16 @@ def test_half_precision_is_worked_on_in_float32(dtype):
 
 def test_a_tiny_temperature_is_greedy_and_no_nan():
     logits = torch.tensor([[1e4, 9e3, -math.inf]])
-    assert sample(logits, do_sample=True, temperature=1e-35).tolist() == [0]
+    assert sample(logits, Sampling(temperature=1e-35)).tolist() == [0]
 
 
 def test_options_at_the_ends_of_their_ranges_leave_the_likeliest():
     logits, seen = torch.tensor([[1e4, 9e3, 0.0, -1e4]]), torch.tensor([[True, False, True, False]])
     for temperature, top_p in ((TINY, 1.0), (TINY, TINY), (1.0, TINY), (HUGE, TINY)):
-        check_options(temperature=temperature, top_p=top_p)
-        assert sample(logits, do_sample=True, temperature=temperature, top_p=top_p).tolist() == [0]
+        assert sample(logits, Sampling(temperature=temperature, top_p=top_p).check()).tolist() == [0]
     for penalty in (TINY, HUGE):
-        check_options(repetition_penalty=penalty)
-        assert sample(repetition_penalty(logits, seen, penalty), do_sample=True).tolist() == [int(penalty == HUGE)]
+        options = Sampling(do_sample=True, repetition_penalty=penalty).check()
+        assert sample(repetition_penalty(logits, seen, penalty), options).tolist() == [int(penalty == HUGE)]
 
 
 @pytest.mark.parametrize(
@@ -146,14 +201,15 @@ def test_options_at_the_ends_of_their_ranges_leave_the_likeliest():
     [("temperature", x) for x in (-0.1, 1e-46, 1e300, math.inf, math.nan, "1", True)]
     + [("top_k", x) for x in (-1, 2.5, None)]
     + [("top_p", x) for x in (0, 1e-46, 1.01, -1, math.nan)]
-    + [("repetition_penalty", x) for x in (0, 1e-46, 1e300, -2.0, math.inf)],
+    + [("repetition_penalty", x) for x in (0, 1e-46, 1e300, -2.0, math.inf)]
+    + [("max_new_tokens", x) for x in (0, -1, 1.5, True)],
 )
 def test_an_option_out_of_range_is_named_with_its_range_and_what_came(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got ") as error:
-        check_options(**{name: value})
+        Sampling(**{name: value}).check()
     assert repr(value) in str(error.value)
 
 
 def test_options_at_the_ends_of_their_ranges_are_taken():
-    check_options(temperature=0, top_k=0, top_p=1, repetition_penalty=0.5)
-    check_options(temperature=100.0, top_k=10**6, top_p=1e-6, repetition_penalty=3)
+    Sampling(temperature=0, top_k=0, top_p=1, repetition_penalty=0.5, max_new_tokens=1).check()
+    Sampling(temperature=100.0, top_k=10**6, top_p=1e-6, repetition_penalty=3).check()

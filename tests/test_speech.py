@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tools.convert_speech import convert
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
 from vita_ref.decoder import RMSNorm
+from vita_ref.files.speech import read_speech_config
 from vita_ref.speech import Speech, penalised
 from vita_ref.voice.vocoder import cut
 
@@ -333,4 +334,4 @@ def test_the_sample_rate_is_the_codecs(golden):
 def test_a_decoder_json_of_another_form_is_refused(tmp_path, content):
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(ValueError, match="width, codes, options"):
-        SpeechConfig.from_file(tmp_path / "model.json")
+        read_speech_config(tmp_path / "model.json")

@@ -411,7 +411,9 @@ def test_a_wrong_count_raises_with_both_counts(b, kind, more):
     if more < 0 and right == 0:
         return
     features[kind] = features[kind][1:] if more < 0 else [*features[kind], torch.zeros(2, WIDTH)]
-    with pytest.raises(ValueError, match=f"{right} {kind} placeholders, but {right + more} {kind}s"):
+    has = f"{right} {kind} placeholder{'' if right == 1 else 's'}"
+    given = f"{right + more} {kind}{' was' if right + more == 1 else 's were'} given"
+    with pytest.raises(ValueError, match=f"the prompt has {has}, but {given}"):
         splice(b.rows, embed, features["image"], features["audio"], **TOKENS)
 
 
@@ -423,7 +425,7 @@ def test_wrong_arguments_are_refused_with_what_was_expected_and_what_came():
         ({"attention_mask": torch.ones(2, 3)}, ["attention_mask", "[3]", "[3, 3]"]),
         ({"labels": torch.ones(1, 2).long()}, ["labels", "[3]", "[2]"]),
         ({"labels": torch.ones(2, 3).long()}, ["labels", "[3]", "[3, 3]"]),
-        ({"state_labels": [-101]}, ["1 state_labels", "0 audios"]),
+        ({"state_labels": [-101]}, ["state_labels must have 0 entries", "got 1"]),
         ({"shared_v_pid_stride": -2}, ["shared_v_pid_stride", "-2"]),
         ({"image_features": [torch.zeros(2, WIDTH + 1)]}, ["image", str(WIDTH), str(WIDTH + 1)]),
     ]

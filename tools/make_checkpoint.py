@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
-from vita_ref.files.checkpoint import expected_names
+from vita_ref.files.checkpoint import module_names
+from vita_ref.files.folders import config_json
 from vita_ref.model import TABLE
 
 QWEN2_HALF_B = VitaConfig(
@@ -139,7 +140,7 @@ def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None):
     with torch.device("meta"):
         vita = Vita(config)
     state = vita.state_dict()
-    tensors = {name: state[own] for name, own in expected_names(vita, TABLE).items()}
+    tensors = {name: state[own] for name, own in module_names(vita, TABLE).items()}
     if preset in ("vita-1.5", "qwen2-7b", "qwen2-0.5b"):
         raw = qwen2_json(config, dtype) | {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids)}
         if preset == "vita-1.5":
@@ -149,7 +150,7 @@ def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None):
         (folder / "config.json").write_text(json.dumps(raw, indent=1))
         write_tokenizer(folder, config.eos_token_ids[0] + 1)
     else:
-        (folder / "config.json").write_text(replace(config, dtype=dtype).to_json())
+        (folder / "config.json").write_text(config_json(replace(config, dtype=dtype)))
         write_tokenizer(folder, config.decoder.vocab_size)
     return write_shards(folder, tensors, getattr(torch, dtype), int(shard_gb * 1e9), seed)
 

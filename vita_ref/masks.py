@@ -91,3 +91,12 @@ def count_positions(new, start, b, s, device=None):
         return (torch.arange(s, device=device) + start).expand(b, s)
     counted = new.long().cumsum(1) - 1 + start  # [B, S]
     return counted * new
+
+
+def last_hidden(hidden, mask):
+    """The hidden state of each row's last column that is not padding. Shapes: [B, S, D], [B, S] or None -> [B, D]."""
+    if mask is None:
+        return hidden[:, -1]
+    columns = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)  # [S]
+    last = (mask.bool() * columns).argmax(1)  # [B]
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]

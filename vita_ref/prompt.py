@@ -1,17 +1,22 @@
-"""From messages to the ids that a model reads: chat templates, placeholders, and the text between them.
+"""From messages to token ids, and from token ids to the text of an answer. Templates are data, not code.
 
-    place_media    puts <image>, <video> and <audio> in front of a question that does not place them itself
-    render         lays messages out as the model was trained to read them
-    expand_video   makes one <image> a frame of <video>
-    encode_prompt  text to ids, with a negative id where a picture or a sound will be spliced in
+    question -> place_media    <image>, <video> and <audio> in front of it, if it does not place them itself
+             -> render         the conversation as the model was trained to read it
+             -> expand_video   one <image> per frame in place of <video>
+             -> encode_prompt  ids, with a negative id where the features of an image or a sound will be inserted
+    answer   -> AnswerText     ids to text as they arrive, without the mark that VITA-1.5 puts in front
 
-Each is pure: the same arguments give the same result. A template is data, not code.
+The functions are pure: the same arguments give the same result.
+
+S token ids.
 
 Test: ``pytest tests/test_prompt.py``
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
@@ -20,53 +25,42 @@ IMAGE, VIDEO, AUDIO = "<image>", "<video>", "<audio>"
 
 @dataclass(frozen=True)
 class Template:
-    """How one family of models writes a conversation down."""
+    """How one family of models writes a conversation. Immutable: dicts become read-only copies, lists become tuples."""
 
-    blocks: dict  # role -> (what opens a block, what closes it)
-    separator: str  # between blocks
-    ends_with_separator: bool  # and after the last one, where no answer is asked for
-    stop: tuple  # texts that end an answer, besides the EOS token
-    image_separator: str  # between the pictures put in front of a question and the question
-    default_system: dict = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
-    states: tuple = ()  # marks that may stand in front of an answer: to a spoken question, to noise, to a written one
+    blocks: Mapping  # role -> (text before a message, text after it)
+    separator: str  # between messages
+    ends_with_separator: bool  # also after the last message, where no answer is asked for
+    stop: tuple  # texts that end an answer, as well as the EOS token
+    image_separator: str  # between the images placed in front of a question and the question
+    default_system: Mapping = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
+    states: tuple = ()  # single characters that may begin an answer: to a spoken question, to noise, to a written one
+
+    def __post_init__(self):
+        blocks = {role: tuple(texts) for role, texts in self.blocks.items()}
+        object.__setattr__(self, "blocks", MappingProxyType(blocks))
+        object.__setattr__(self, "default_system", MappingProxyType(dict(self.default_system)))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "states", tuple(self.states))
 
 
-CHATML = {role: (f"<|im_start|>{role}\n", "<|im_end|>") for role in ("system", "user", "assistant")}
+def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
+    """Puts placeholders in front of a question: images, videos, audios. A kind that the text already has is not added.
 
-TEMPLATES = {
-    "chatml": Template(CHATML, "\n", True, stop=("<|im_end|>",), image_separator=""),
-    "vita": Template(
-        CHATML,
-        "\n",
-        ends_with_separator=False,  # quirk: a conversation that ends in an answer has no newline behind it
-        stop=("<|im_start|>",),
-        image_separator="\n",
-        # Not upstream's own words: those are given with --system-file.
-        default_system={
-            "image": "You look at pictures and listen to speech, and answer briefly and truthfully.",
-            "video": "You watch the frames of a video and listen to speech, and answer briefly and truthfully.",
-            "lang": "You read and listen, and answer briefly and truthfully.",
-        },
-        states=("☞", "☟", "☜"),
-    ),
-    "demo": Template(
-        {"user": ("<|user|>", ""), "assistant": ("<|assistant|>", "<|end|>")},
-        "",
-        ends_with_separator=False,
-        stop=("<|end|>",),
-        image_separator="",
-    ),
-}
+    Example: ``place_media("Why?", images=2, audios=1, template="vita")`` is ``<image><image>\\n<audio>Why?``.
+    """
+    visual = IMAGE * images * (IMAGE not in text) + VIDEO * videos * (VIDEO not in text)
+    separator = _template(template).image_separator if visual else ""
+    return visual + separator + AUDIO * audios * (AUDIO not in text) + text
 
 
 def render(messages, *, system=None, add_generation_prompt=True, template="chatml", medium=None):
-    """The text of a conversation, ``[{"role": "user", "content": "..."}, ...]``, in a model's own layout.
+    """The text of a conversation ``[{"role": "user", "content": "..."}, ...]`` in the layout of a template.
 
-    ``system`` comes first, unless the messages begin with a system text themselves; None is the
-    template's default, if it has one, and "" is no system block. The default is chosen by
-    ``medium`` ("image", "video" or "lang"); None looks for placeholders. Sound does not count.
+    ``system`` is the system text in front, unless the messages begin with one: None is the template's default, if it
+    has one, "" is none. The default depends on ``medium``: "image", "video" or "lang" (text and sound); None looks for
+    placeholders in the messages.
 
-    Raises: ValueError for a template, role, content or medium that is not known, or a second system text.
+    Raises: ValueError for a template, role, content or medium that is not known, or for two system texts.
     Source: upstream's conversation.py; Qwen2's chat template.
     """
     layout = _template(template)
@@ -75,7 +69,7 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
         raise ValueError(f"medium must be 'image', 'video', 'lang' or None, got {medium!r}")
     if messages and messages[0]["role"] == "system":
         if system:
-            raise ValueError("there are two system texts: system= and the first message; leave one out")
+            raise ValueError("there are two system texts, system= and the first message: leave one out")
     else:
         system = layout.default_system.get(medium) if system is None else system
         messages = [{"role": "system", "content": system}] * bool(system) + list(messages)
@@ -87,48 +81,87 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
     return layout.separator.join(texts)
 
 
-def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
-    """Puts placeholders in front of a text, images, then videos, then audios, of each kind that it has none of."""
-    seen = IMAGE * images * (IMAGE not in text) + VIDEO * videos * (VIDEO not in text)
-    heard = AUDIO * audios * (AUDIO not in text)
-    return seen + _template(template).image_separator * bool(seen) + heard + text
-
-
 def expand_video(text, frames):
-    """Replaces ``<video>`` by one ``<image>`` a frame; without frames the text stays as it is.
+    """Replaces ``<video>`` by one ``<image>`` per frame. Without frames the text stays as it is.
 
     Raises: ValueError where there are frames and the text has not exactly one ``<video>``.
     """
-    if frames and text.count(VIDEO) != 1:
-        raise ValueError(f"the prompt has {text.count(VIDEO)} {VIDEO} placeholders, but 1 video was given")
+    count = text.count(VIDEO)
+    if frames and count != 1:
+        raise ValueError(f"the prompt has {_placeholders(count, VIDEO)}, but 1 video was given: write {VIDEO} once")
     return text.replace(VIDEO, IMAGE * frames) if frames else text
 
 
 def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200, audio_token_index=-500):
-    """The ids of a prompt that goes with so many images and audios, one placeholder each.
+    """The ids of a prompt with this many images and audios, each with a placeholder of its own.
 
-    A placeholder of a kind of which none is given is plain text.
+    If no image is given, ``<image>`` is plain text; the same for audios.
 
-    Raises: ValueError where the text has another number of placeholders; it gives both counts.
+    Raises: ValueError where the text has another number of placeholders, with both numbers.
     """
-    given = {IMAGE: (images, image_token_index), AUDIO: (audios, audio_token_index)}
     indices = {}
-    for placeholder, (count, index) in given.items():
-        if count and text.count(placeholder) != count:
-            raise ValueError(
-                f"the prompt has {text.count(placeholder)} {placeholder} placeholders, but {count} were given"
-            )
-        if count:
+    for placeholder, given, index in ((IMAGE, images, image_token_index), (AUDIO, audios, audio_token_index)):
+        count = text.count(placeholder)
+        if given and count != given:
+            verb = "was" if given == 1 else "were"
+            found = _placeholders(count, placeholder)
+            raise ValueError(f"the prompt has {found}, but {given} {verb} given: write one {placeholder} for each")
+        if given:
             indices[placeholder] = index
     return _encode_around(text, tokenizer, indices)
 
 
 def split_state(answer, template="chatml"):
-    """An answer as (its state mark or None, the text without it)."""
-    found = answer.lstrip()[:1]
-    if found and found in _template(template).states:
-        return found, answer.lstrip()[1:].lstrip()
+    """An answer as (its state mark, or None; the text without the mark and the white space around it).
+
+    Example: ``split_state("☞ Yes.", "vita")`` is ``("☞", "Yes.")``.
+    """
+    stripped = answer.lstrip()
+    if stripped and stripped[0] in _template(template).states:
+        return stripped[0], stripped[1:].lstrip()
     return None, answer
+
+
+class AnswerText:
+    """The text of an answer while its ids arrive, without the state mark of the template.
+
+    All results of `push` and `flush`, joined, are ``.text``, the second result of `split_state` for the whole answer.
+    ``.state`` is the mark, or None. White space is held back until it is known whether a mark follows it.
+
+    Args:
+        decoder: a ``StreamDecoder``: ``push(ids)`` and ``flush()`` return text.
+        template: a key of `TEMPLATES`.
+
+    Example: tokens "\\n", "☞", " Yes", "." of the template "vita" give "", "", "Yes" and ".".
+    """
+
+    def __init__(self, decoder, template="chatml"):
+        self.state = None
+        self._decoder, self._template = decoder, template
+        self._held = ""  # everything until the text begins
+        self._begun = not _template(template).states
+        self._pieces = []
+
+    @property
+    def text(self):
+        return "".join(self._pieces)
+
+    def push(self, ids):
+        """The text that has become certain with the next ids, perhaps none."""
+        return self._add(self._decoder.push(ids), last=False)
+
+    def flush(self):
+        """The end of the text: what is still held back."""
+        return self._add(self._decoder.flush(), last=True)
+
+    def _add(self, piece, last):
+        if not self._begun:
+            self._held += piece
+            self.state, text = split_state(self._held, self._template)
+            self._begun = last or bool(text.strip())
+            piece = text if self._begun else ""
+        self._pieces.append(piece)
+        return piece
 
 
 def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tensors=None):
@@ -137,7 +170,7 @@ def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tens
     Shapes: a list of S ints, or [S] long with ``return_tensors="pt"``.
     Source: upstream's util/mm_utils.py:45.
     """
-    return _as(_encode_around(prompt, tokenizer, {IMAGE: image_token_index}), return_tensors)
+    return _as_tensor(_encode_around(prompt, tokenizer, {IMAGE: image_token_index}), return_tensors)
 
 
 def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio_token_index=-500, return_tensors=None):
@@ -147,31 +180,35 @@ def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio
     Source: upstream's util/mm_utils.py:72.
     """
     indices = {IMAGE: image_token_index, AUDIO: audio_token_index}
-    return _as(_encode_around(prompt, tokenizer, indices), return_tensors)
+    return _as_tensor(_encode_around(prompt, tokenizer, indices), return_tensors)
 
 
 def _encode_around(text, tokenizer, indices):
-    """Encodes the text between placeholders piece by piece, with one BOS at the very start if there is any."""
+    """Encodes the texts between placeholders one by one, with one BOS in front of all if the tokenizer adds any."""
     pattern = "|".join(map(re.escape, indices)) or "(?!)"
     first, *rest = re.split(f"({pattern})", text)  # text, placeholder, text, placeholder, ..., text
-    # quirk: each piece is encoded by itself, so nothing merges across a placeholder
+    # quirk: Each text between placeholders is encoded by itself, as upstream does: no token spans a placeholder.
     ids = list(tokenizer(first).input_ids)
     bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else None
     for placeholder, piece in zip(rest[::2], rest[1::2]):
-        found = tokenizer(piece).input_ids
-        ids += [indices[placeholder], *(found[1:] if found[:1] == bos else found)]
+        piece_ids = tokenizer(piece).input_ids
+        ids += [indices[placeholder], *(piece_ids[1:] if piece_ids[:1] == bos else piece_ids)]
     return ids
 
 
-def _as(ids, return_tensors):
+def _as_tensor(ids, return_tensors):
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")
     return ids if return_tensors is None else torch.tensor(ids, dtype=torch.long)
 
 
+def _placeholders(count, placeholder):
+    return f"{count} {placeholder} placeholder{'s' * (count != 1)}"
+
+
 def _template(name):
     if name not in TEMPLATES:
-        raise ValueError(f"no template {name!r}; there are {', '.join(TEMPLATES)}")
+        raise ValueError(f"no template is named {name!r}; the templates are {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
 
 
@@ -181,10 +218,41 @@ def _medium(messages):
 
 
 def _block(message, layout, template):
+    """One message with the texts before and after it."""
     role, content = message["role"], message["content"]
     if role not in layout.blocks:
-        raise ValueError(f"template {template!r} has no {role!r} text, only {', '.join(layout.blocks)}")
+        raise ValueError(f"template {template!r} has no role {role!r}, only {', '.join(layout.blocks)}")
     if type(content) is not str:
         raise ValueError(f"the content of a {role} message must be a string, got {type(content).__name__}")
-    opening, closing = layout.blocks[role]
-    return opening + content + closing
+    before, after = layout.blocks[role]
+    return before + content + after
+
+
+_CHATML = {role: (f"<|im_start|>{role}\n", "<|im_end|>") for role in ("system", "user", "assistant")}
+
+TEMPLATES = MappingProxyType(
+    {
+        "chatml": Template(_CHATML, "\n", ends_with_separator=True, stop=("<|im_end|>",), image_separator=""),
+        "vita": Template(
+            _CHATML,
+            "\n",
+            # quirk: No newline follows a conversation that ends with an answer, as upstream's template writes it.
+            ends_with_separator=False,
+            stop=("<|im_start|>",),
+            image_separator="\n",
+            default_system={  # not upstream's words: those can be given with --system-file
+                "image": "You look at pictures and listen to speech, and answer briefly and truthfully.",
+                "video": "You watch the frames of a video and listen to speech, and answer briefly and truthfully.",
+                "lang": "You read and listen, and answer briefly and truthfully.",
+            },
+            states=("☞", "☟", "☜"),
+        ),
+        "demo": Template(
+            {"user": ("<|user|>", ""), "assistant": ("<|assistant|>", "<|end|>")},
+            "",
+            ends_with_separator=False,
+            stop=("<|end|>",),
+            image_separator="",
+        ),
+    }
+)

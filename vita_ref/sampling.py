@@ -16,7 +16,7 @@ TINY, HUGE = 1e-30, 1e30  # numbers beyond these would become 0 or infinite in f
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The defaults are greedy.
+    """How the next tokens are chosen, and when to stop. The defaults are greedy.
 
     Attributes:
         do_sample: None samples if the temperature is above 0; True samples, at 1.0 if no temperature is given;
@@ -25,6 +25,10 @@ class Sampling:
         top_p: keep the likeliest tokens that make up this share of the probability; 1 keeps all.
         top_k: keep this many of the likeliest tokens; 0 keeps all.
         repetition_penalty: above 1, tokens that have occurred become less likely; 1 is off.
+        max_new_tokens: the longest answer.
+        eos_token_id: the id or ids that end an answer; None: the checkpoint's; (): none.
+        pad_token_id: the id that fills rows which have ended.
+        generator: the source of the draws; None: torch's own.
     """
 
     do_sample: bool | None = None
@@ -32,6 +36,10 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    max_new_tokens: int = 256
+    eos_token_id: int | tuple | list | None = None
+    pad_token_id: int | None = None
+    generator: torch.Generator | None = None
 
     def check(self):
         """Returns the options unchanged. Raises: ValueError with the option, its range and the value."""
@@ -39,6 +47,7 @@ class Sampling:
             ("temperature", 0 if self.temperature is None else self.temperature, f"0 (greedy) or {TINY} to {HUGE}",
              lambda x: x == 0 or TINY <= x <= HUGE),
             ("top_k", self.top_k, "an integer of at least 0 (0 is off)", lambda x: isinstance(x, int) and x >= 0),
+            ("max_new_tokens", self.max_new_tokens, "an integer of at least 1", lambda x: isinstance(x, int) and x >= 1),
             ("top_p", self.top_p, f"a number from {TINY} to 1 (1 is off)", lambda x: TINY <= x <= 1),
             ("repetition_penalty", self.repetition_penalty, f"a number from {TINY} to {HUGE} (1 is off)",
              lambda x: TINY <= x <= HUGE),
@@ -63,6 +72,19 @@ def repetition_penalty(logits, seen, penalty):
     logits = logits.float()  # [B, V]
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)  # [B, V]
     return torch.where(seen, lowered, logits)
+
+
+def seen_tokens(input_ids, attention_mask, vocab_size, device=None):
+    """Which tokens occur in each prompt. Placeholders (negative ids) and padding do not count.
+
+    Shapes: input_ids [B, S], or a list of [S_i]; attention_mask [B, S] or None -> [B, V] bool.
+    """
+    seen = torch.zeros(len(input_ids), vocab_size, dtype=torch.bool, device=device)  # [B, V]
+    for i, row in enumerate(input_ids):
+        row = torch.as_tensor(row, dtype=torch.long)
+        row = row if attention_mask is None else row[attention_mask[i].bool()]
+        seen[i, row[(row >= 0) & (row < vocab_size)]] = True
+    return seen
 
 
 def filter_top_k(logits, k):

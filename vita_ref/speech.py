@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .cache import KVCache
-from .config import CodecConfig, SpeechConfig
 from .decoder import DecoderLayer, RMSNorm, make_embedding, rope_angles
+from .files.speech import read_codec_config, read_speech_config
 from .masks import SEE_ALL
 from .sampling import Sampling, sample
 from .voice.vocoder import Vocoder, cut, fold_weight_norm
@@ -115,8 +115,8 @@ class Speech(nn.Module):
         Raises: ValueError where a file is missing, holds more than tensors, or does not fit its model.json.
         """
         folder = Path(folder)
-        decoder = SpeechConfig.from_file(folder / "decoder/model.json")
-        codec = CodecConfig.from_file(folder / "codec/model.json")
+        decoder = read_speech_config(folder / "decoder/model.json")
+        codec = read_codec_config(folder / "codec/model.json")
         with torch.device("meta"):
             speech = Speech(decoder, codec)
         prefix = "layers_prefix."  # tuned keys and values that take part only where a prefix is given

@@ -1,12 +1,11 @@
-"""The embedding splice: text, images and sounds become one row of embeddings a sample. A pure function.
+"""The embedding splice: text, images and sounds become one row of embeddings. A pure function.
 
-    ids   [ what is in <image> ? ]           one placeholder an image or sound
-    rows  [ t t t | v v v v v v | t ]        its features in that place, then padding to a batch
+    ids        [ what is <image> ? ]          one placeholder for each image or sound
+    embeddings [ t    t  v v v v v t ]        its features take the place of the placeholder; then rows are padded
 
-It asks for no model: only for a way to embed ids and for the features, in the order in which the
-batch's placeholders stand.
+It needs no model, only a function that embeds ids, and the features in the order of the batch's placeholders.
 
-Letters: B batch, S ids in a row, L positions in a spliced row, D width, V and A rows of an image or sound.
+B batch, S ids in a row, L positions in a spliced row, D width, V and A rows of an image's or a sound's features.
 
 Test: ``pytest tests/test_splice.py``
 """
@@ -19,10 +18,11 @@ IGNORE = -100  # a label that the loss does not count
 
 
 class Spliced(NamedTuple):
-    """A padded batch of embeddings, [B, L] each but for ``inputs_embeds`` [B, L, D] and ``lengths`` [B].
+    """A padded batch of embeddings.
 
-    ``segments`` lists, for each sample, (kind, start, end) in the padded row: one run a placeholder,
-    text between them, none of them empty.
+    Shapes: inputs_embeds [B, L, D]; attention_mask [B, L] bool; position_ids and labels [B, L] long; lengths [B] long.
+    ``segments`` lists for each sample (kind, start, end) in the padded row: one for each placeholder and one for each
+    piece of text between them. None is empty.
     """
 
     inputs_embeds: torch.Tensor
@@ -30,6 +30,15 @@ class Spliced(NamedTuple):
     position_ids: torch.Tensor
     labels: torch.Tensor | None
     lengths: torch.Tensor
+    segments: list
+
+
+class Row(NamedTuple):
+    """One spliced row before padding: embeds [L, D], positions [L], labels [L] or None, segments."""
+
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor | None
     segments: list
 
 
@@ -48,101 +57,78 @@ def splice(
     shared_v_pid_stride=None,
     state_labels=None,
 ):
-    """Puts features in the place of their placeholders and pads the rows to a batch.
+    """Replaces each placeholder by its features and pads the rows to a batch.
 
-    Shapes: input_ids [B, S] long, or a list of [S_i]; image_features a sequence of [V_i, D] and
-    audio_features of [A_i, D], one a placeholder in batch order; attention_mask [B, S] (False is
-    padding, dropped first); labels as input_ids. ``state_labels`` has one label a sound, which lands
-    on its last position; ``max_length`` keeps the beginning of each row; ``shared_v_pid_stride``
-    gives that many image positions one position id.
-    Raises: ValueError where the placeholders and the features differ in number, with both counts, or
-    rows, masks, labels and features do not fit each other.
-    Source: upstream vita_arch.py:308-640, without its dummies.
+    Shapes: input_ids [B, S] long, or a list of [S_i]; image_features a sequence of [V_i, D] and audio_features of
+    [A_i, D], one for each placeholder in batch order; attention_mask [B, S], False on padding, which is dropped
+    first; labels like input_ids. ``state_labels`` has one label for each sound, written on the sound's last position;
+    ``max_length`` keeps the beginning of each row; ``shared_v_pid_stride`` image positions share one position id.
+    Raises: ValueError if placeholders and features differ in number (with both counts), or if shapes do not match.
+    Source: upstream vita_arch.py:308-640, without its dummy images and sounds.
 
         splice(tensor([[5, -200, 7]]), embed, [torch.zeros(3, D)], image_token=-200, audio_token=-500)
         -> segments [[("text", 0, 1), ("image", 1, 4), ("text", 4, 5)]], position_ids [[0, 1, 2, 3, 4]]
     """
-    if padding_side not in ("left", "right"):
-        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
-    if len(input_ids) == 0:
-        raise ValueError("input_ids must have at least one row")
-    for name, given in (("attention_mask", attention_mask), ("labels", labels)):
-        if given is not None and [len(row) for row in given] != [len(row) for row in input_ids]:
-            raise ValueError(
-                f"{name} must have rows of {[len(row) for row in input_ids]} as input_ids has, "
-                f"got {[len(row) for row in given]}"
-            )
-    rows, row_labels = unpadded(input_ids, attention_mask), unpadded(labels, attention_mask, len(input_ids))
     tokens = {"image": image_token, "audio": audio_token}
-    waiting = {"image": list(image_features), "audio": list(audio_features)}
-    for kind, features in waiting.items():
-        count = sum(int((row == tokens[kind]).sum()) for row in rows)
-        if count != len(features):
-            raise ValueError(f"the prompt has {count} {kind} placeholders, but {len(features)} {kind}s were given")
-    if state_labels is not None and len(state_labels) != len(waiting["audio"]):
-        raise ValueError(f"{len(state_labels)} state_labels were given for {len(waiting['audio'])} audios")
+    features = {"image": list(image_features), "audio": list(audio_features)}
+    check_rows(input_ids, attention_mask, labels, padding_side)
+    rows = drop_padding(input_ids, attention_mask)
+    label_rows = [None] * len(rows) if labels is None else drop_padding(labels, attention_mask)
+    check_counts(rows, tokens, features, state_labels)
 
     texts = [row[(row != image_token) & (row != audio_token)] for row in rows]
-    embedded = iter(embed(torch.cat(texts)).split([len(t) for t in texts]))
-    states = iter(state_labels if state_labels is not None else [IGNORE] * len(waiting["audio"]))
-    waiting = {kind: iter(features) for kind, features in waiting.items()}
-
-    built = []
-    for row, target in zip(rows, row_labels):
-        words, parts, part_labels, segments = next(embedded), [], [], []
-        end = used = 0
-        for kind, start, stop in runs(row, tokens):
-            if kind == "text":
-                part = words[used : used + stop - start]  # [S_i, D]
-                label = None if target is None else target[start:stop]
-                used += stop - start
-            else:
-                part = next(waiting[kind])
-                if part.shape[1] != words.shape[1]:
-                    raise ValueError(f"{kind} features must be {words.shape[1]} wide, got {list(part.shape)}")
-                part = part.to(words)  # [V_i, D]
-                label = None if target is None else target.new_full(part.shape[:1], IGNORE)
-                if kind == "audio":
-                    state = int(next(states))
-                    if label is not None and len(label):
-                        label[-1] = state
-            parts.append(part)
-            part_labels.append(label)
-            segments.append((kind, end, end + len(part)))
-            end += len(part)
-        spans = [(a, b) for kind, a, b in segments if kind == "image"]
-        positions = shared_position_ids(spans, end, 1 if shared_v_pid_stride is None else shared_v_pid_stride).to(row.device)
-        joined = torch.cat(parts) if parts else words
-        built.append((joined, positions, torch.cat(part_labels) if target is not None and parts else target, segments))
-    return padded(built, padding_side, max_length)
+    embedded = embed(torch.cat(texts)).split([len(text) for text in texts])  # of all rows at once
+    waiting = {kind: iter(values) for kind, values in features.items()}
+    states = iter([IGNORE] * len(features["audio"]) if state_labels is None else state_labels)
+    stride = 1 if shared_v_pid_stride is None else shared_v_pid_stride
+    spliced = []
+    for row, text, row_labels in zip(rows, embedded, label_rows):
+        spliced.append(splice_row(row, text, row_labels, tokens, waiting, states, stride))
+    return pad_rows([truncate(row, max_length) for row in spliced], padding_side)
 
 
-def unpadded(rows, mask, count=None):
-    """Rows as a list of 1-D tensors without padding; ``count`` times None where there are none."""
-    if rows is None:
-        return [None] * count
-    if mask is None:
-        return list(rows)
-    return [row[kept.bool()] for row, kept in zip(rows, mask)]
+def splice_row(ids, text, labels, tokens, waiting, states, stride):
+    """One row. ``text`` [n, D] are the embeddings of its text; ``waiting`` gives the next features of each kind."""
+    parts, part_labels, segments, end = [text[:0]], [], [], 0
+    for kind, start, stop in runs(ids, tokens):
+        if kind == "text":
+            part, text = text[: stop - start], text[stop - start :]  # [S_i, D] and the rest
+            label = None if labels is None else labels[start:stop]
+        else:
+            part = next(waiting[kind])
+            check_width(part, text, kind)
+            label = None if labels is None else labels.new_full(part.shape[:1], IGNORE)
+            if kind == "audio":
+                state = int(next(states))
+                if label is not None:
+                    label[-1:] = state
+        parts.append(part.to(text))
+        part_labels.append(label)
+        segments.append((kind, end, end + len(part)))
+        end += len(part)
+    spans = [(first, last) for kind, first, last in segments if kind == "image"]
+    positions = shared_position_ids(spans, end, stride).to(ids.device)  # [L]
+    joined = labels if labels is None or not part_labels else torch.cat(part_labels)
+    return Row(torch.cat(parts), positions, joined, segments)
 
 
-def runs(row, tokens):
-    """A row of ids as (kind, start, stop): each placeholder alone, the text between them in one piece."""
+def runs(ids, tokens):
+    """A row of ids as (kind, start, stop): each placeholder alone, and each piece of text between them."""
     kinds, start = {token: kind for kind, token in tokens.items()}, 0
-    places = [i for i, token in enumerate(row.tolist()) if token in kinds]
-    for place in [*places, len(row)]:
+    places = [i for i, token in enumerate(ids.tolist()) if token in kinds]
+    for place in [*places, len(ids)]:
         if place > start:
             yield "text", start, place
-        if place < len(row):
-            yield kinds[int(row[place])], place, place + 1
+        if place < len(ids):
+            yield kinds[int(ids[place])], place, place + 1
         start = place + 1
 
 
 def shared_position_ids(spans, length, stride):
-    """Position ids in which ``stride`` neighbours inside a span share one; spans that touch are one.
+    """Position ids in which ``stride`` neighbours within a span share one id. Spans that touch are one span.
 
     Shapes: spans are (start, end), end not included -> [length] long.
-    Source: upstream vita_arch.py:604-639, in whole numbers (its float32 sum rounds apart at a stride of 7).
+    Source: upstream vita_arch.py:604-639, in integers (its float32 sum rounds differently for a stride of 7).
 
         shared_position_ids([(1, 6)], 8, stride=2) -> [0, 1, 1, 2, 2, 3, 4, 5]
     """
@@ -160,30 +146,68 @@ def shared_position_ids(spans, length, stride):
     return steps.cumsum(0) - 1
 
 
-def padded(built, side, max_length):
-    """Rows of (embeds [L_i, D], positions [L_i], labels or None, segments) cut, padded and stacked."""
-    built = [
-        (e[:max_length], p[:max_length], t if t is None else t[:max_length], cut(s, max_length)) for e, p, t, s in built
-    ]
-    first = built[0][0]
-    lengths = [len(e) for e, *_ in built]
-    b, longest = len(built), max(lengths)
+def truncate(row, max_length):
+    """The first ``max_length`` positions of a row (all if None), without empty segments."""
+    length = len(row.embeds) if max_length is None else max_length
+    segments = [(kind, start, min(end, length)) for kind, start, end in row.segments]
+    segments = [(kind, start, end) for kind, start, end in segments if start < end]
+    labels = None if row.labels is None else row.labels[:length]
+    return Row(row.embeds[:length], row.positions[:length], labels, segments)
+
+
+def pad_rows(rows, side):
+    """Rows of different lengths as one `Spliced` batch, padded on the ``side``."""
+    first, lengths = rows[0].embeds, [len(row.embeds) for row in rows]
+    b, longest = len(rows), max(lengths)
     embeds = first.new_zeros(b, longest, first.shape[1])  # [B, L, D]
     mask = torch.zeros(b, longest, dtype=torch.bool, device=first.device)  # [B, L]
     positions = torch.zeros(b, longest, dtype=torch.long, device=first.device)  # [B, L]
-    labels = None if built[0][2] is None else torch.full_like(positions, IGNORE)
+    labels = None if rows[0].labels is None else torch.full_like(positions, IGNORE)
     segments = []
-    for i, (embed, position, label, parts) in enumerate(built):
-        start = longest - len(embed) if side == "left" else 0
-        here = slice(start, start + len(embed))
-        embeds[i, here], mask[i, here], positions[i, here] = embed, True, position
+    for i, row in enumerate(rows):
+        start = longest - lengths[i] if side == "left" else 0
+        filled = slice(start, start + lengths[i])
+        embeds[i, filled], mask[i, filled], positions[i, filled] = row.embeds, True, row.positions
         if labels is not None:
-            labels[i, here] = label
-        segments.append([(kind, a + start, b + start) for kind, a, b in parts])
+            labels[i, filled] = row.labels
+        segments.append([(kind, start + a, start + b) for kind, a, b in row.segments])
     return Spliced(embeds, mask, positions, labels, torch.tensor(lengths, device=first.device), segments)
 
 
-def cut(segments, max_length):
-    """The segments of a row's first ``max_length`` positions, the empty ones left out."""
-    ends = [(kind, a, b if max_length is None else min(b, max_length)) for kind, a, b in segments]
-    return [(kind, a, b) for kind, a, b in ends if a < b]
+def drop_padding(rows, mask):
+    """Rows as a list of 1-D tensors without their padding."""
+    return list(rows) if mask is None else [row[kept.bool()] for row, kept in zip(rows, mask)]
+
+
+def check_rows(input_ids, attention_mask, labels, padding_side):
+    """Refuses ids, masks and labels that do not match."""
+    if padding_side not in ("left", "right"):
+        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+    if len(input_ids) == 0:
+        raise ValueError("input_ids must have at least one row")
+    expected = [len(row) for row in input_ids]
+    for name, given in (("attention_mask", attention_mask), ("labels", labels)):
+        if given is not None and (got := [len(row) for row in given]) != expected:
+            raise ValueError(f"{name} must have rows of {expected} as input_ids has, got {got}")
+
+
+def check_counts(rows, tokens, features, state_labels):
+    """Refuses another number of placeholders than of features."""
+    for kind, values in features.items():
+        count = sum(int((row == tokens[kind]).sum()) for row in rows)
+        if count != len(values):
+            raise ValueError(count_message(count, len(values), kind))
+    if state_labels is not None and len(state_labels) != len(features["audio"]):
+        raise ValueError(f"state_labels must have {len(features['audio'])} entries, one for each sound, got {len(state_labels)}")
+
+
+def count_message(placeholders, given, kind):
+    """The message for a number of placeholders that is not the number of images or sounds."""
+    has = f"{placeholders} {kind} placeholder{'s' * (placeholders != 1)}"
+    return f"the prompt has {has}, but {given} {kind}{'s' * (given != 1)} {'was' if given == 1 else 'were'} given"
+
+
+def check_width(part, text, kind):
+    """Refuses features that are not as wide as the decoder."""
+    if part.shape[1] != text.shape[1]:
+        raise ValueError(f"{kind} features must be {text.shape[1]} wide, got {list(part.shape)}")

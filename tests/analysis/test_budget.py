@@ -320,7 +320,7 @@ def run(capsys, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("a dry run reads no weights")
 
-    monkeypatch.setattr(checkpoint, "load", refuse)
+    monkeypatch.setattr(checkpoint, "load_weights", refuse)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
     def call(*flags):

@@ -74,7 +74,7 @@ def written(folder, tensors, shards=1):
 
 
 def load(folder, module=None, **options):
-    return checkpoint.load(module or on_meta(), PREFIXES, checkpoint.locate(folder), **options)
+    return checkpoint.load_weights(module or on_meta(), PREFIXES, checkpoint.find_tensors(folder), **options)
 
 
 def complaint(call, *arguments, **options):
@@ -95,14 +95,14 @@ def test_every_tensor_comes_in_whatever_file_it_lies_in(tied, shards):
         module = load(folder, on_meta(tied))
     want = named(tied)
     assert len(want) == len(module.state_dict())
-    for name, own in checkpoint.expected_names(module, PREFIXES).items():
+    for name, own in checkpoint.module_names(module, PREFIXES).items():
         got = module.get_parameter(own) if own in dict(module.named_parameters()) else module.get_buffer(own)
         assert got.equal(want[name]) and not got.requires_grad and got.dtype == want[name].dtype
     assert ("lm_head.weight" in want) != tied
 
 
 def test_the_longest_prefix_that_fits_gives_the_name():
-    names = checkpoint.expected_names(on_meta(), PREFIXES)
+    names = checkpoint.module_names(on_meta(), PREFIXES)
     assert names["lm_head.weight"] == "decoder.lm_head.weight"
     assert names["model.norm.weight"] == "decoder.norm.weight"
     assert sorted(names) == NAMES and len(set(names.values())) == len(names)
@@ -114,7 +114,7 @@ def test_floating_tensors_take_the_dtype_and_integers_stay(tmp_path, dtype, stor
     tensors = {n: t.to(stored) if t.is_floating_point() else t for n, t in named().items()}
     written(tmp_path, tensors)
     module = load(tmp_path, dtype=dtype)
-    for name, own in checkpoint.expected_names(module, PREFIXES).items():
+    for name, own in checkpoint.module_names(module, PREFIXES).items():
         got = module.state_dict()[own]
         integer = name.endswith("num_batches_tracked")
         assert got.dtype == (torch.long if integer else dtype or stored)
@@ -156,7 +156,7 @@ def test_mapped_weights_are_those_of_the_file_whatever_becomes_of_its_name(tied,
             (new := file.with_suffix(".new")).write_bytes(bytes(len(sizes[file])))
             new.replace(file)
     module.decoder.norm.weight.sub_(1)
-    for name, own in checkpoint.expected_names(module, PREFIXES).items():
+    for name, own in checkpoint.module_names(module, PREFIXES).items():
         got = module.state_dict()[own]
         torch.testing.assert_close(got, want[name], atol=1e-6 if own == "decoder.norm.weight" else 0, rtol=0)
 
@@ -195,10 +195,10 @@ def held():  # bytes of memory, what is mapped and was read too
     lines = re.findall(r"Rss(?:Anon|File):\\s+(\\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * sum(map(int, lines))
 
-files, seen = checkpoint.locate(folder), []
+files, seen = checkpoint.find_tensors(folder), []
 before = held()
 mmap = sys.argv[4] == "mapped"
-checkpoint.load(module, {"": ""}, files, mmap=mmap, progress=lambda done, total: seen.append(held() - before))
+checkpoint.load_weights(module, {"": ""}, files, mmap=mmap, progress=lambda done, total: seen.append(held() - before))
 print(len(seen), max(seen))
 """
 
@@ -259,7 +259,7 @@ def test_a_tensor_too_many_is_named_with_its_file(name, shards):
     with tempfile.TemporaryDirectory() as folder:
         where = written(folder, named() | {name: torch.zeros(3, 13)}, shards)
         told = complaint(load, folder)
-        assert checkpoint.locate(folder)[name].name == where[name]
+        assert checkpoint.find_tensors(folder)[name].name == where[name]
         load(folder, ignored=[name[:5]])  # unless its beginning is ignored
     assert re.search(rf"surplus: {name} \[3, 13\] \(in {where[name]}\)", told)
     assert "missing" not in told and "misshapen" not in told
@@ -309,7 +309,7 @@ def test_a_tied_model_refuses_a_head_and_an_untied_one_asks_for_it(tmp_path):
 
 
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
-    told = complaint(checkpoint.locate, tmp_path)
+    told = complaint(checkpoint.find_tensors, tmp_path)
     assert "model.safetensors" in told and INDEX in told and str(tmp_path) in told
 
 
@@ -317,14 +317,14 @@ def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(tmp_path):
     where = written(tmp_path, named(), 3)
     lost = where["model.norm.weight"]
     (tmp_path / lost).unlink()
-    assert lost in complaint(checkpoint.locate, tmp_path)
+    assert lost in complaint(checkpoint.find_tensors, tmp_path)
 
 
 def test_a_tensor_that_is_not_in_the_shard_of_the_index_is_named(tmp_path):
     where = written(tmp_path, named(), 3)
     other = next(f for f in where.values() if f != where["model.norm.weight"])
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": where | {"model.norm.weight": other}}))
-    told = complaint(checkpoint.locate, tmp_path)
+    told = complaint(checkpoint.find_tensors, tmp_path)
     assert "model.norm.weight" in told and other in told
 
 
@@ -339,7 +339,7 @@ def test_a_tensor_that_the_index_forgets_is_surplus_all_the_same(tmp_path):
 def test_an_index_that_is_none_is_refused(tmp_path, text):
     written(tmp_path, named(), 2)
     (tmp_path / INDEX).write_text(text)
-    assert INDEX in complaint(checkpoint.locate, tmp_path)
+    assert INDEX in complaint(checkpoint.find_tensors, tmp_path)
 
 
 def test_a_file_without_tensors_lacks_them_all(tmp_path):
@@ -407,7 +407,7 @@ def test_the_full_size_model_has_the_names_and_shapes_of_the_released_one():
     with torch.device("meta"):
         vita = Vita(VitaConfig.preset("vita-1.5"))
     state = vita.state_dict()
-    got = {name: list(state[own].shape) for name, own in checkpoint.expected_names(vita, TABLE).items()}
+    got = {name: list(state[own].shape) for name, own in checkpoint.module_names(vita, TABLE).items()}
     assert got == want and len(got) == listed["n_tensors"] == 1159
     assert sum(t.numel() for t in state.values()) == listed["total_elements"] == 8_322_947_232
 

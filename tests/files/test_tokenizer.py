@@ -11,7 +11,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vita_ref.files.tokenizer import QWEN2_SPLIT, StreamDecoder, load_tokenizer
+from vita_ref.files.backends import QWEN2_SPLIT
+from vita_ref.files.tokenizer import StreamDecoder, load_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 sentencepiece = pytest.importorskip("sentencepiece")

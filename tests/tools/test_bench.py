@@ -111,7 +111,7 @@ def test_a_process_of_its_own_loads_and_knows_its_memory_and_says_of_what_it_die
         assert 50e6 < memory["imports"] < memory["peak"]
         with pytest.raises(RuntimeError, match="'ours' ended at load"):
             side.ask("load", "/nowhere", "bfloat16")
-    assert "no checkpoint folder" in capfd.readouterr().err
+    assert "not a checkpoint folder" in capfd.readouterr().err
 
 
 def test_loads_and_peaks_are_each_measured_in_a_new_side(folders):

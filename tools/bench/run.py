@@ -43,6 +43,8 @@ from tools.bench.process import Side
 from vita_ref import VitaConfig
 from vita_ref.analysis import budget
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
+from vita_ref.files.folders import read_config
+from vita_ref.files.speech import read_codec_config
 from vita_ref.speech import Speech
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +153,7 @@ class Bench:
 
     def __init__(self, model, parts, start, pairs=5, sizes=SIZES):
         self.model, self.parts, self.start, self.pairs, self.sizes = str(model), str(parts), start, pairs, sizes
-        self.config, self.played = VitaConfig.from_folder(model).decoder, {}
+        self.config, self.played = read_config(model).decoder, {}
 
     def turns(self, *plays):
         """Several (who, what it loads, task, arguments) by turns: the answers to each, Nones where it is missing.
@@ -278,7 +280,7 @@ class Bench:
         return rows
 
     def picture(self):
-        config, rows = VitaConfig.from_folder(self.parts), []
+        config, rows = read_config(self.parts), []
         flops = tile_flops(config.vision, config.decoder.hidden_size)
         for dtype in ("bfloat16", "float32"):
             limit = ("limits", None, "matmul", (dtype, self.sizes["square"]))
@@ -290,7 +292,7 @@ class Bench:
         return rows
 
     def speech(self):
-        codec = CodecConfig.from_file(Path(self.parts) / "speech/codec/model.json")
+        codec = read_codec_config(Path(self.parts) / "speech/codec/model.json")
         (found,) = self.turns(("ours", (self.parts, "bfloat16"), "speak", (self.sizes["words"], self.sizes["codes"])))
         one, real = [1.0] * self.pairs, [codec.sampling_rate / codec.hop] * self.pairs  # a second; its tokens
         sounding, streaming = ([a[name] / a["sound_s"] for a in found] for name in ("vocode_s", "stream_s"))

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tools.demo import world
 from vita_ref.config import VitaConfig
 from vita_ref.decoder import Decoder
+from vita_ref.files.folders import config_json
 from vita_ref.vision import Projector, VisionTower
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
@@ -69,7 +70,7 @@ class Model(nn.Module):
                 own = name if name.startswith("lm_head") else PREFIXES[part] + name
                 tensors[own] = p.detach().to(torch.bfloat16).contiguous()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(config.to_json())
+        (folder / "config.json").write_text(config_json(config))
 
 
 def compile_layers(model):

@@ -24,8 +24,9 @@ from ..audio import (
     encoder_position_count,
     visible_spans,
 )
-from ..config import CodecConfig, SpeechConfig, VitaConfig
 from ..files import checkpoint
+from ..files.folders import read_config
+from ..files.speech import read_codec_config, read_speech_config
 from ..files.tokenizer import load_tokenizer
 from ..model import PART_PREFIXES, TABLE, Vita, resized, speech_folder
 from ..request import features, patches, positions
@@ -40,9 +41,9 @@ def outline(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
 
     Weights that cannot be read are told in the second; those that can must fit the config, by their headers.
     """
-    config, files = VitaConfig.from_folder(folder, vision_dir=vision_dir, audio_dir=audio_dir), {}
+    config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), {}
     try:
-        files = checkpoint.locate(folder)
+        files = checkpoint.find_tensors(folder)
         disk = {"bytes": sum(f.stat().st_size for f in set(files.values())), "dtypes": dtypes(files), "absent": None}
     except ValueError as error:
         disk = {"bytes": 0, "dtypes": [], "absent": str(error)}
@@ -52,10 +53,10 @@ def outline(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
     with torch.device("meta"):
         vita = Vita(config, tokenizer)
         if files:
-            checkpoint.account(vita, TABLE, files, [p for part in config.missing for p in PART_PREFIXES[part]])
+            checkpoint.check_fits(vita, TABLE, files, [p for part in config.missing for p in PART_PREFIXES[part]])
         if speech_dir := speech_folder(Path(folder), speech_dir):
             decoder, codec = (Path(speech_dir) / part / "model.json" for part in ("decoder", "codec"))
-            vita.speech = Speech(SpeechConfig.from_file(decoder), CodecConfig.from_file(codec))
+            vita.speech = Speech(read_speech_config(decoder), read_codec_config(codec))
     return vita, disk
 
 

@@ -1,10 +1,16 @@
-"""Safetensors folders into a module that was built on the meta device: exact names, exact shapes, one copy.
+"""Safetensors files -> the parameters of a module that was built on the meta device. Strict, and without a second copy.
 
-A table of prefixes says where the checkpoint keeps each part of the module. Files are memory-mapped, and their
-tensors either stay there or are copied out one by one in the wanted dtype, with the map let go every 64 MB: the
-peak is the weights and that. What is missing, surplus or misshapen is told in one error, before anything is read.
+    find_tensors   folder -> which file holds each tensor
+    check_fits     headers of the files against the module: names and shapes, all faults in one error, no weight is read
+    read_tensors   one file -> its tensors, one by one
+    load_weights   the three in a row; each tensor gets its dtype and device and becomes a parameter
 
-Test: ``pytest tests/test_checkpoint.py``
+A table of prefixes maps names: ``{"decoder.": "model."}`` says that ``decoder.norm.weight`` of the module is
+``model.norm.weight`` in the checkpoint. Files are memory-mapped. With ``mmap=True`` tensors that keep their dtype stay
+in the map; otherwise each is copied, and the map is closed and reopened every 64 MB, because pages that were read
+count as memory of the process until then.
+
+Test: ``pytest tests/files/test_checkpoint.py``
 """
 
 import json
@@ -14,52 +20,62 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 _INDEX = "model.safetensors.index.json"
-_SHOWN = 8  # names listed of each kind of fault
-_MAPPED = 2**26  # bytes copied through one map: pages that were read count as memory until it is let go
-_PAGE = 4096  # bytes that a map reads at once, at least
+_SHOWN = 8  # names listed for each kind of fault
+_MAPPED = 2**26  # bytes copied through one map
+_PAGE = 4096  # bytes: reading one byte of a page loads the whole page
 
 
-def locate(folder):
-    """Where each tensor of a folder lies: name -> file. One ``model.safetensors``, or shards with their index.
+def find_tensors(folder):
+    """The file that holds each tensor of a folder: name -> path.
 
-    Raises: ValueError where neither is there, the index names a file that is not, or a file is damaged.
+    Reads ``model.safetensors``, or else the shards listed in ``model.safetensors.index.json``. A tensor that is in a
+    shard but not in the index counts too.
+
+    Raises: ValueError where neither file is there, a shard is missing or damaged, or a tensor is not in its shard.
     """
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / _INDEX
-    if single.is_file():  # an index beside it is of an older save
-        listed = dict.fromkeys(headers(single), single)
-    elif index.is_file():
-        try:
-            weight_map = {n: str(f) for n, f in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is no index of shards: {error!r}") from None
-        absent = sorted({f for f in weight_map.values() if not (folder / f).is_file()})
-        if absent:
-            raise ValueError(f"{folder} lacks {', '.join(absent[:_SHOWN])}, which its {_INDEX} names")
-        listed = {name: folder / f for name, f in weight_map.items()}
-    else:
+    if single.is_file():  # an index next to it is left from an older save
+        return dict.fromkeys(read_shapes(single), single)
+    if not index.is_file():
         raise ValueError(f"{folder} has no model.safetensors and no {_INDEX}")
-    for file in sorted(set(listed.values())):  # what a shard holds counts, not what the index says of it
-        inside = headers(file)
-        wrong = sorted(n for n, f in listed.items() if f == file and n not in inside)
+    files = {name: folder / file for name, file in _read_index(index).items()}
+    missing = sorted({file.name for file in files.values() if not file.is_file()})
+    if missing:
+        raise ValueError(f"{folder} has no {', '.join(missing[:_SHOWN])}, which its {_INDEX} lists")
+    for file in sorted(set(files.values())):
+        inside = read_shapes(file)
+        wrong = sorted(n for n, f in files.items() if f == file and n not in inside)
         if wrong:
-            raise ValueError(f"{file} does not hold {', '.join(wrong[:_SHOWN])}, which {_INDEX} places there")
-        listed.update((name, file) for name in inside if name not in listed)
-    return listed
+            raise ValueError(f"{file} does not hold {', '.join(wrong[:_SHOWN])}, although {_INDEX} says so")
+        files |= {name: file for name in inside if name not in files}
+    return files
 
 
-def headers(file):
-    """Name -> shape of every tensor of one file, from its header alone."""
+def _read_index(path):
+    """Tensor name -> file name, from the index of a sharded checkpoint."""
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return {name: str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not an index of shards: {error!r}") from None
+
+
+def read_shapes(file):
+    """The shape of every tensor of one file, from its header: name -> tuple.
+
+    Raises: ValueError where the file is damaged.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             names = opened.keys()
             return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no safetensors file: {error}") from None
+        raise ValueError(f"{file} is not a safetensors file, or it is damaged: {error}") from None
 
 
-def expected_names(module, table):
-    """Checkpoint name -> name in the module, by the longest prefix of the table that fits.
+def module_names(module, table):
+    """Checkpoint name -> name in the module, for every tensor of the module. The longest prefix that matches counts.
 
     Example: the table ``{"decoder.": "model.", "decoder.lm_head.": "lm_head."}`` gives
     ``model.norm.weight -> decoder.norm.weight`` and ``lm_head.weight -> decoder.lm_head.weight``.
@@ -71,90 +87,112 @@ def expected_names(module, table):
     return names
 
 
-def account(module, table, files, ignored=()):
-    """Checks a checkpoint against a module: every name there, none too many, every shape right.
+def check_fits(module, table, files, ignored=()):
+    """Checks a checkpoint against a module: no tensor missing, none too many, each of the right shape.
 
-    ``files`` maps names to files; names that begin with an ``ignored`` prefix may be surplus.
-    Raises: ValueError that lists all faults with their files.
+    ``files`` is the result of `find_tensors`. Names that begin with a prefix in ``ignored`` may be surplus.
+    Returns the result of `module_names`.
+
+    Raises: ValueError that lists the faults with their files.
     """
-    names, state = expected_names(module, table), module.state_dict()
-    shapes = {}
+    names, state = module_names(module, table), module.state_dict()
+    want = {name: list(state[own].shape) for name, own in names.items()}
+    have = {}
     for file in sorted(set(files.values())):
-        shapes |= headers(file)
-    where = sorted({f.name for f in files.values()})
-    where = f"{where[0]} to {where[-1]}" if len(where) > 1 else "".join(where)
+        have |= {n: list(shape) for n, shape in read_shapes(file).items() if files.get(n) == file}
+    every = sorted({f.name for f in files.values()})
+    places = f"{every[0]} to {every[-1]}" if len(every) > 1 else "".join(every)
+    surplus = [n for n in files if n not in names and not n.startswith(tuple(ignored))]
+    misshapen = [n for n in names if n in files and have[n] != want[n]]
     faults = {
-        "missing": [f"{n} {list(state[own].shape)} (expected in {where})" for n, own in names.items() if n not in files],
-        "surplus": [
-            f"{n} {list(shapes[n])} (in {f.name})"
-            for n, f in files.items()
-            if n not in names and not n.startswith(tuple(ignored))
-        ],
-        "misshapen": [
-            f"{n} {list(shapes[n])}, expected {list(state[own].shape)} (in {files[n].name})"
-            for n, own in names.items()
-            if n in files and shapes[n] != tuple(state[own].shape)
-        ],
+        "missing": [f"{n} {want[n]} (expected in {places})" for n in names if n not in files],
+        "surplus": [f"{n} {have[n]} (in {files[n].name})" for n in surplus],
+        "misshapen": [f"{n} {have[n]}, expected {want[n]} (in {files[n].name})" for n in misshapen],
     }
-    told = []
-    for kind, found in faults.items():
-        if found:
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            told.append(f"{kind}: {'; '.join(found[:_SHOWN])}{more}")
-    if told:
+    listed = [f"{kind}: {_shortened(found)}" for kind, found in faults.items() if found]
+    if listed:
         folder = next(iter(files.values())).parent if files else "the checkpoint"
-        raise ValueError(f"{folder} does not fit its config: {'. '.join(told)}")
+        raise ValueError(f"{folder} does not match its config: {'. '.join(listed)}")
     return names
 
 
-def put(owner, leaf, tensor):
-    """Makes ``tensor`` the parameter or buffer ``leaf`` of a module, without gradients."""
+def _shortened(items):
+    """The first items, and the number of the others."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return "; ".join(items[:_SHOWN]) + more
+
+
+def set_param(owner, leaf, tensor):
+    """Makes a tensor the parameter (without gradients) or the buffer ``leaf`` of a module."""
     if leaf in owner._parameters:
         tensor = nn.Parameter(tensor, requires_grad=False)
     setattr(owner, leaf, tensor)
 
 
-def load(module, table, files, *, dtype=None, device="cpu", ignored=(), assign=put, part=None, mmap=False, progress=None):
-    """Fills a module built on the meta device from ``files`` (see `locate`), strictly.
+def load_weights(
+    module,
+    table,
+    files,
+    *,
+    dtype=None,
+    device="cpu",
+    ignored=(),
+    assign=set_param,
+    part=None,
+    mmap=False,
+    progress=None,
+):
+    """Fills a module that was built on the meta device from the files of `find_tensors`.
 
-    Floating-point tensors become ``dtype`` (None: as stored), the others stay. ``assign(owner, leaf,
-    tensor)`` puts one tensor in its place; by default as a parameter or buffer of that name.
-    ``part(name in the module, tensor)`` gives what is wanted of it, where not all is; the rest is never read.
-    ``mmap`` leaves in the file's map what has its dtype already: no copy, and under memory pressure the system
-    may drop it and read it again; then the file must not be written to while the module is used.
-    ``progress(done, total)`` is told how many tensors have been read.
+    Args:
+        dtype: what floating tensors become; None keeps the stored dtype. Integer tensors keep theirs.
+        ignored: see `check_fits`.
+        assign: called as ``assign(owner, leaf, tensor)`` for each tensor in place of `set_param`.
+        part: called as ``part(name in the module, tensor)``; returns the view of the tensor that is wanted. Only this
+            view is copied.
+        mmap: leaves tensors that keep their dtype in the memory-mapped file. Loading is nearly instant and the OS may
+            evict pages; the file must not be written to while the module is in use.
+        progress: called as ``progress(done, total)`` after each tensor.
+
+    Raises: ValueError where `check_fits` does, before any weight is read.
     """
 
-    def stays(stored):
+    def stays_mapped(stored):
         return mmap and stored.is_floating_point() and dtype in (None, stored.dtype)
 
-    names = account(module, table, files, ignored)
-    wanted = [n for n in files if n in names]
+    names = check_fits(module, table, files, ignored)
+    wanted = [name for name in files if name in names]
     done = 0
-    for file in sorted({files[n] for n in wanted}):
-        for name, stored in tensors(file, [n for n in wanted if files[n] == file], stays):
-            if stays(stored):
-                stored.flatten()[:: _PAGE // stored.itemsize].sum()  # has each page read now, not in the first answer
-            stored = part(names[name], stored) if part else stored
-            kind = dtype if stored.is_floating_point() and dtype is not None else stored.dtype
+    for file in sorted({files[name] for name in wanted}):
+        for name, stored in read_tensors(file, [n for n in wanted if files[n] == file], stays_mapped):
+            mapped = stays_mapped(stored)
+            if mapped:  # load every page now, so that the first answer does not wait for the disk
+                stored.flatten()[:: _PAGE // stored.itemsize].sum()
+            if part is not None:
+                stored = part(names[name], stored)
+            to = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
             path, _, leaf = names[name].rpartition(".")
-            assign(module.get_submodule(path), leaf, stored.to(device, kind, copy=not stays(stored)))
-            del stored  # or its map would stay beside the next one
+            assign(module.get_submodule(path), leaf, stored.to(device, to, copy=not mapped))
+            del stored  # a reference would keep this map open while the next one is read
             done += 1
             if progress:
                 progress(done, len(wanted))
     return module
 
 
-def tensors(file, names, stays):
-    """Names and tensors of a file one by one, each to be copied before the next is asked for unless it ``stays``."""
+def read_tensors(file, names, stays_mapped):
+    """Yields the name and tensor of each of ``names`` in a file, in the memory-mapped file.
+
+    Unless ``stays_mapped(tensor)``, a tensor must be copied before the next one is taken: only then can its map be
+    closed.
+    """
     names = list(names)
     while names:
-        read = 0
+        copied = 0
         with safe_open(file, framework="pt") as opened:
-            while names and read < _MAPPED:
+            while names and copied < _MAPPED:
                 name = names.pop(0)
                 stored = opened.get_tensor(name)
-                read += 0 if stays(stored) else stored.nbytes
+                copied += 0 if stays_mapped(stored) else stored.nbytes
                 yield name, stored
                 del stored

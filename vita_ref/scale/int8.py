@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..files.checkpoint import put
+from ..files.checkpoint import set_param
 
 ROWS = 1024  # rounded at a time: a head of 152,000 rows in float32 would be larger than many a model
 
@@ -71,4 +71,4 @@ def assign(owner, leaf, tensor):
     if type(owner) is Int8Linear and leaf == "weight":
         owner.weight, owner.scale = quantize(tensor)
     else:
-        put(owner, leaf, tensor)
+        set_param(owner, leaf, tensor)

@@ -1,0 +1,171 @@
+"""Speech folders: the two configs, tensors by name from both kinds of file, and filling a module strictly."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
+from vita_ref.files.speech import (
+    fill_module,
+    read_codec_config,
+    read_speech_config,
+    read_tensors,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tts"
+
+
+def changed(part, tmp_path, change):
+    """The golden model.json of a part with changes: a dict of keys, or a function on the content."""
+    raw = json.loads((GOLDEN / part / "model.json").read_text())
+    raw = change(raw) if callable(change) else raw | change
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def refused(call, *arguments):
+    with pytest.raises(ValueError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- configs
+
+
+def test_the_speech_config_is_read_from_a_list_of_width_codes_and_options():
+    decoder = DecoderConfig(68, 32, 80, 4, 4, 4, 8, rope_theta=1e4, attention_bias=False)  # 64 codes and 4 specials
+    assert read_speech_config(GOLDEN / "decoder" / "model.json") == SpeechConfig(64, 2, decoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"transformer_attention_dim": 16}, "attention_dim (16) must be 32 and a multiple of 4 heads"),
+        ({"transformer_attention_heads": 5}, "attention_dim (32) must be 32 and a multiple of 5 heads"),
+        ({"transformer_linear_units": 0}, "intermediate_size must be an integer of at least 1, got 0"),
+        ({"transformer_num_blocks": "4"}, "model.json"),
+    ],
+)
+def test_a_speech_config_of_impossible_sizes_is_refused_with_its_file(tmp_path, change, reason):
+    path = changed("decoder", tmp_path, lambda raw: [raw[0], raw[1], raw[2] | change])
+    message = refused(read_speech_config, path)
+    assert reason in message and str(path) in message
+
+
+def test_the_codec_config_is_read_and_its_lists_become_tuples():
+    config = read_codec_config(GOLDEN / "codec" / "model.json")
+    assert config == CodecConfig(
+        n_codes=64,
+        global_tokens=(4, 38, 55, 38, 54, 49, 52, 51),
+        upsample_rates=(3, 5, 8, 5),
+        upsample_kernel_sizes=(3, 5, 12, 9),
+        upsample_initial_channel=256,
+        resblock_kernel_sizes=(3, 1),
+        resblock_dilation_sizes=((1, 3, 5), (1, 2, 4)),
+        sampling_rate=24000,
+    )
+    assert config.hop == 600
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"upsample_kernel_sizes": [3, 5, 11, 9]}, "kernel 11 must be its rate 8 plus an even number"),
+        ({"upsample_rates": [3, 5]}, "needs one kernel for each rate, got 4 kernels and 2 rates"),
+        ({"global_tokens": 3}, "wrong type"),
+        ({"resblock": "2", "n_code_groups": 4}, "resblock '2', expected '1'; n_code_groups 4, expected 1"),
+    ],
+)
+def test_a_codec_config_that_is_not_supported_is_refused_with_its_file(tmp_path, change, reason):
+    path = changed("codec", tmp_path, change)
+    message = refused(read_codec_config, path)
+    assert reason in message and str(path) in message
+
+
+@pytest.mark.parametrize("read", [read_speech_config, read_codec_config])
+def test_a_missing_model_json_is_named(tmp_path, read):
+    assert f"{tmp_path} is not" in refused(read, tmp_path / "model.json")
+
+
+# ---- tensors
+
+
+def test_names_of_nested_dicts_are_joined_and_a_dict_named_model_stands_for_the_whole(tmp_path):
+    tensors = {"a": {"b": torch.ones(2), "c": {"d": torch.zeros(3)}}}
+    for content in (tensors, {"model": tensors, "epoch": 3, "optimizer": {"x": torch.ones(1)}}):
+        torch.save(content, tmp_path / "final.pt")
+        read = read_tensors(tmp_path)
+        assert {name: list(tensor.shape) for name, tensor in read.items()} == {"a.b": [2], "a.c.d": [3]}
+
+
+def test_final_safetensors_is_read_in_place_of_final_pt(tmp_path):
+    torch.save({"old": torch.ones(1)}, tmp_path / "final.pt")
+    assert read_tensors(tmp_path).keys() == {"old"}
+    save_file({"new": torch.ones(1)}, tmp_path / "final.safetensors")
+    assert read_tensors(tmp_path).keys() == {"new"}
+
+
+def test_a_folder_without_weights_says_which_files_were_looked_for(tmp_path):
+    assert "no final.safetensors and no final.pt" in refused(read_tensors, tmp_path)
+
+
+class Call:
+    """A pickle of this calls ``print``."""
+
+    def __reduce__(self):
+        return print, ("the pickle ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [({"a": Call()}, "asks for print"), ([torch.ones(1)], "no tensors by name"), ({}, "no tensors")]
+)
+def test_a_pickle_with_anything_but_tensors_by_name_is_refused_and_not_run(tmp_path, capsys, content, reason):
+    torch.save(content, tmp_path / "final.pt")
+    assert reason in refused(read_tensors, tmp_path)
+    assert "the pickle ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
+@pytest.mark.parametrize("name", ["final.pt", "final.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert str(tmp_path / name) in refused(read_tensors, tmp_path)
+
+
+# ---- into a module
+
+
+def small():
+    with torch.device("meta"):
+        return nn.Linear(3, 5)
+
+
+def test_a_module_is_filled_with_tensors_of_the_wanted_dtype_without_gradients(tmp_path):
+    module = small()
+    tensors = {"weight": torch.randn(5, 3), "bias": torch.randn(5)}
+    fill_module(module, tensors, tmp_path, torch.bfloat16, "cpu")
+    assert module.weight.equal(tensors["weight"].bfloat16()) and module.bias.equal(tensors["bias"].bfloat16())
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"weight": (5, 3)}, "missing: bias"),
+        ({"weight": (5, 3), "bias": (5,), "scale": (5,)}, "surplus: scale"),
+        ({"weight": (3, 5), "bias": (5,)}, "misshapen: weight [3, 5], expected [5, 3]"),
+        ({"weight": (3, 5), "other": (5,)}, "missing: bias. surplus: other. misshapen: weight [3, 5], expected [5, 3]"),
+    ],
+)
+def test_a_module_is_not_filled_if_a_name_or_a_shape_differs(tmp_path, tensors, reason):
+    module = small()
+    tensors = {name: torch.ones(shape) for name, shape in tensors.items()}
+    message = refused(fill_module, module, tensors, tmp_path, torch.float32, "cpu")
+    assert message == f"{tmp_path} does not match its model.json: {reason}"
+    assert module.weight.is_meta

@@ -1,0 +1,29 @@
+"""``--dry-run``: what the requests need, from config, tokenizer and media alone."""
+
+import json
+
+import torch
+
+from ..analysis import budget
+from ..loading import demo_folder
+from ..request import prepare_request
+from .flags import check, world_size
+from .requests import GROUP, prepare_requests, read_requests
+
+
+def dry_run(a):
+    """Prints the needs of the requests that the flags describe, as a table or as JSON."""
+    check(a)
+    folders = {"vision_dir": a.vision_dir, "audio_dir": a.audio_dir, "speech_dir": a.speech_dir}
+    vita, disk = budget.outline(a.model or demo_folder(), **folders)
+    prepared = prepare_requests(
+        read_requests(a), lambda request: prepare_request(request, vita.config, vita.tokenizer), a.batch
+    )
+    ranks = a.ranks or world_size()
+    options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
+    options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens, "group": GROUP}
+    found = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
+    found |= budget.needs(vita.config, prepared, **options)
+    if ranks > 1:
+        found["each_rank"] = budget.needs(budget.share(vita.config, ranks), prepared, **options)
+    print(json.dumps(found, ensure_ascii=False) if a.json else budget.table(found))

@@ -1,0 +1,12 @@
+"""The command line in several processes that torchrun has started: all compute, the first one prints."""
+
+from ..scale import parallel
+
+
+@parallel.first_speaks()
+def run_ranks(args, load, answer_all):
+    """Loads in all processes, or fails in all of them with the same message; then answers."""
+    with parallel.joined(args.device) as args.device:
+        with parallel.agreed():
+            loaded = load(args)
+        answer_all(*loaded, args)

@@ -1,0 +1,46 @@
+"""Standard error: progress, and one line for every error that the user can fix."""
+
+import re
+import sys
+import warnings
+
+
+def exit_status(function, args):
+    """Calls ``function(args)``: 0, or 2 after a line on standard error if the user can fix what is wrong."""
+    if not args.verbose:
+        warnings.simplefilter("ignore")  # libraries' remarks about odd files
+    try:
+        function(args)
+    except BrokenPipeError:
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"vita_ref: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not re.search("allocate memory|out of memory", str(error)):
+            raise
+        print("vita_ref: there is not enough memory: --dry-run prints what a request needs", file=sys.stderr)
+        return 2
+    return 0
+
+
+def watched(args):
+    """Whether somebody reads standard error."""
+    return args.verbose or sys.stderr.isatty()
+
+
+def loading_bar():
+    """A progress bar for loads of more than a second, if tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    bar = tqdm(unit=" tensors", delay=1.0, leave=False, file=sys.stderr)
+
+    def progress(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress

@@ -1,0 +1,137 @@
+"""Reads a speech folder: the configs of its two parts, their tensors, and the tensors into a module.
+
+    decoder/model.json -> SpeechConfig      decoder/final.safetensors or final.pt -> tensors by name -> SpeechDecoder
+    codec/model.json   -> CodecConfig       codec/final.safetensors or final.pt   -> tensors by name -> Vocoder
+
+``final.pt`` is upstream's pickle. It is read with ``weights_only=True``, which runs no code from the file.
+
+Test: ``pytest tests/files/test_speech_files.py``
+"""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..config import CodecConfig, DecoderConfig, SpeechConfig
+from .folders import build, read_json, require
+
+_SHOWN = 8  # names listed for each kind of fault
+
+
+def read_speech_config(path):
+    """Reads ``decoder/model.json``: a list of width, number of codes, and options.
+
+    Raises: ValueError where the file is missing or asks for what this project does not support.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not the folder of a speech decoder: it has no {path.name}")
+    keys = ("attention_heads", "attention_dim", "linear_units", "num_blocks")
+    try:
+        width, codes, options = json.loads(path.read_text(encoding="utf-8"))
+        heads, size, mlp, layers = (options[f"transformer_{key}"] for key in keys)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a list of width, codes, options of a transformer: {error!r}") from None
+    try:
+        if size != width or width % heads:
+            raise ValueError(f"attention_dim ({size}) must be {width} and a multiple of {heads} heads")
+        decoder = DecoderConfig(
+            vocab_size=codes + 4,
+            hidden_size=width,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=width // heads,
+            rope_theta=1e4,
+            attention_bias=False,
+        )
+        return SpeechConfig(codes, layers // 2, decoder)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_codec_config(path):
+    """Reads ``codec/model.json``. Only the keys that the way from tokens to sound needs are used.
+
+    Raises: ValueError where the file is missing or asks for what this project does not support.
+    """
+    path = Path(path)
+    raw = read_json(path)
+    names = [f.name for f in fields(CodecConfig)]
+    values = dict(zip(names, require(raw, path, *names)))
+    expected = {"resblock": "1", "n_code_groups": 1, "residul_layer": 1}  # upstream's spelling
+    wrong = [f"{k} {raw.get(k)!r}, expected {v!r}" for k, v in expected.items() if raw.get(k) != v]
+    try:
+        if len(values["global_tokens"]) != raw.get("global_code_num"):
+            wrong.append(f"{len(values['global_tokens'])} global_tokens, expected {raw.get('global_code_num')}")
+        values["resblock_dilation_sizes"] = [tuple(d) for d in values["resblock_dilation_sizes"]]
+    except TypeError as error:
+        raise ValueError(f"{path} has a value of the wrong type: {error}") from None
+    if wrong:
+        raise ValueError(f"{path}: not supported here: {'; '.join(wrong)}")
+    return build(CodecConfig, values, path)
+
+
+def read_tensors(folder):
+    """The tensors of ``final.safetensors``, or else of ``final.pt``, by name.
+
+    The names of nested dicts are joined with dots: ``{"a": {"b": tensor}}`` gives ``a.b``.
+
+    Raises: ValueError where there is no file, it is damaged, or the pickle holds more than tensors and plain values.
+    """
+    file, pickle = Path(folder) / "final.safetensors", Path(folder) / "final.pt"
+    if file.is_file():
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a safetensors file: {error}") from None
+    if not pickle.is_file():
+        raise ValueError(f"{folder} has no final.safetensors and no final.pt")
+    try:
+        content = torch.load(pickle, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001, a damaged pickle can raise anything
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"its pickle asks for {refused[1]}" if refused else f"it is damaged ({type(error).__name__})"
+        raise ValueError(f"{pickle} is refused: {why}; only a dict of tensors is read") from None
+    tensors = dict(_flatten(content))
+    if not tensors:
+        raise ValueError(f"{pickle} is refused: it holds no tensors by name; only a dict of tensors is read")
+    return tensors
+
+
+def fill_module(module, tensors, where, dtype, device):
+    """Fills a module built on the meta device with tensors of exactly its names and shapes.
+
+    ``where`` is the folder that errors name.
+
+    Raises: ValueError that lists names that are missing, surplus or of another shape.
+    """
+    want = {n: list(t.shape) for n, t in module.state_dict().items()}
+    have = {n: list(t.shape) for n, t in tensors.items()}
+    faults = {
+        "missing": sorted(want.keys() - have.keys()),
+        "surplus": sorted(have.keys() - want.keys()),
+        "misshapen": [f"{n} {have[n]}, expected {shape}" for n, shape in want.items() if have.get(n, shape) != shape],
+    }
+    listed = [f"{kind}: {'; '.join(names[:_SHOWN])}" for kind, names in faults.items() if names]
+    if listed:
+        raise ValueError(f"{where} does not match its model.json: {'. '.join(listed)}")
+    module.load_state_dict({n: tensors[n].to(device, dtype) for n in want}, assign=True)
+    module.requires_grad_(False)
+
+
+def _flatten(value, prefix=""):
+    """Yields the name and tensor of every tensor in a dict of dicts; of a dict with a dict ``model``, only that."""
+    if isinstance(value, torch.Tensor):
+        yield prefix, value
+    elif isinstance(value, dict) and isinstance(value.get("model"), dict):
+        yield from _flatten(value["model"], prefix)
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _flatten(entry, f"{prefix}.{name}" if prefix else str(name))
