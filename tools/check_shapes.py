@@ -36,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vita_ref import audio, fbank, image, sampling, video
+from vita_ref import audio, fbank, image, sampling, video, vision
 from vita_ref.analysis.trace import trace
 from vita_ref.config import (
     AudioConfig,
@@ -46,6 +46,7 @@ from vita_ref.config import (
     VisionConfig,
     VitaConfig,
 )
+from vita_ref.files.cmvn import read_cmvn
 from vita_ref.model import Vita
 from vita_ref.scale import int8 as quant
 from vita_ref.scale import products as linear
@@ -56,11 +57,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "vita_ref"
 COMMENT = re.compile(r"#\s*(?:each\s+)?\[([^\]]*)\]")
 VERDICTS = ("ok", "wrong", "never executed", "vacuous")
 NAMES = {  # letters as integers at hand that are not called so: in a file, or in one function of it
-    "audio": {"S": "size"},
+    "audio": {"P": "size"},
     "cache.next_positions": {"B": "self.keys.shape[1]", "T": "self.length"},
     "decoder": {"H": "heads", "G": "groups"},
     "decoder.next_token_loss": {"B": "labels.shape[0]", "S": "labels.shape[1]"},
-    "image.load_tiles": {"R": "rows", "C": "columns", "E": "tile"},
     "products": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
     "model.generate": {"B": "len(x.embeds)", "G": "len(written)"},
     "model.spoken_pieces": {"S": "len(ids)"},
@@ -257,13 +257,14 @@ def letters(config):
     """The sizes of a config by file and letter, each file's letters being those of its docstring."""
     d, v, a = config.decoder, config.vision, config.audio
     width, bins, heads = {"D": d.hidden_size}, {"M": a.num_mel_bins}, a.num_attention_heads
-    eye = {"C": v.hidden_size, "H": v.num_attention_heads, "F": v.intermediate_size, "R": v.shuffle}
-    ear = {"E": a.hidden_size, "C": 2 * a.hidden_size, "U": a.subsampling_size, "H": heads}
+    eye = {"E": v.hidden_size, "H": v.num_attention_heads, "F": v.intermediate_size, "R": v.shuffle}
+    ear = {"E": a.hidden_size, "U": a.subsampling_size, "H": heads}
     return text_letters(d) | {
         "vision": width | eye | {"K": v.hidden_size // v.num_attention_heads},
         "audio": width | bins | ear | {"K": a.hidden_size // heads},
-        "fbank": bins | {"R": int(a.sample_rate * a.frame_length / 1000)},
+        "fbank": bins | {"size": int(a.sample_rate * a.frame_length / 1000)},
         "model": width | bins | {"V": d.vocab_size},
+        "cmvn": bins,
         "splice": width,
         "video": width,
     }
@@ -328,6 +329,7 @@ def work(config):
     sampling.sample(logits, do_sample=True, temperature=0.8, top_k=5, top_p=0.9)
     fbank.log_mel(torch.randn(1, 16000), 16000, num_mel_bins=bins)
     image.load_tiles(Image.new("RGB", (90, 40)), tile=config.vision.image_size)
+    image.load_square(Image.new("RGB", (90, 40)), tile=config.vision.image_size)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         weight, scale = quant.quantize(torch.randn(32, 64))
         quant.int8_linear(torch.randn(2, 3, 64, dtype=dtype), weight, scale, torch.zeros(32, dtype=dtype))
@@ -342,7 +344,14 @@ def work(config):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "global_cmvn"
         file.write_text(json.dumps({"mean_stat": [1.0] * bins, "var_stat": [9.0] * bins, "frame_num": 3}))
-        audio.read_cmvn(file, is_json=True)
+        read_cmvn(file, is_json=True)
+    spans = audio.visible_spans(7, 3, 1)
+    for part, core, more in (
+        (config.vision, vision.VisionAttentionCore(), ()),
+        (config.audio, audio.AudioAttentionCore(), (torch.zeros(2, 1, 7), spans)),
+    ):
+        heads = part.num_attention_heads
+        core(*torch.randn(3, 2, heads, 7, part.hidden_size // heads), *more, need_weights=True)
 
 
 def speak(speech):

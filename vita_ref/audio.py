@@ -1,48 +1,39 @@
-"""The ear: the Whale encoder and the adapter that turns its output into positions of the prompt.
+"""The audio encoder (Whale), and the adapter that turns its output into positions of the prompt.
 
     filter bank  [N, T, M]   100 frames a second
     normalise    [N, T, M]   each bin to mean 0 and variance 1 over the training data
-    subsample    [N, S, U]   two convolutions, each of which halves time: 25 positions a second
-    encode       [N, S, E]   a transformer that looks both ways
-    adapt        [N, A, D]   one more convolution that halves time: 12.5 rows a second, as wide as the decoder
+    subsample    [N, P, U]   two convolutions, each of which halves time: 25 positions a second
+    encode       [N, P, E]   a bidirectional transformer
+    adapt        [N, A, D]   a convolution that halves time again: 12.5 rows a second, as wide as the decoder
 
-N sounds, T frames, M mel bins, S encoder positions, A prompt positions; U channels of the
-subsampling, Q bands that it leaves of the bins, E width of the encoder, C = 2 E channels of the
-adapter, D width of the decoder; H heads of size K.
+Ten seconds have T = 998 frames, P = 248 positions in the encoder and A = 124 positions in the prompt.
 
-No position depends on frames behind the end of its sound, so sounds of different lengths can share
-a batch. Nothing here needs memory that grows with the square of the length: an hour of sound,
-90,000 encoder positions, goes through in blocks.
+No position depends on frames after the end of its sound, so sounds of different lengths can share a batch. Memory
+grows linearly with the length: convolutions and attention work on blocks of positions. An hour has P = 90,000.
+
+N sounds, T frames, M mel bins, P encoder positions, A prompt positions, U width of the subsampling and Q its bands,
+E width of the encoder, H heads, K head size, D width of the decoder.
 
 Test: ``pytest tests/test_audio.py``
 """
 
-import json
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-BLOCK = 256  # encoder positions at a time, in the convolutions and as queries in attention
-MIN_FRAMES = 7  # what the two convolutions need for one position
+BLOCK = 256  # encoder positions that a convolution makes at once, and queries that attention takes at once
+MIN_FRAMES = 7  # the two convolutions need these for one position
 ADAPTER_EPS = 1e-3
-MASKED = -3e4  # added to a score: below any real one, and still a float16
-
-
-class AudioOutput(NamedTuple):
-    """What sounds become in the prompt: embeds [N, A, D], zeros behind each of lengths [N]."""
-
-    embeds: torch.Tensor
-    lengths: torch.Tensor
+MASKED = -3e4  # added to a score: far below any real score, and still within float16
 
 
 def audio_token_count(frames):
-    """How many prompt positions a sound of so many filter-bank frames takes, an int or a tensor of them.
+    """The number of prompt positions A of a sound with T frames, an int or a tensor.
 
-    Time is halved three times, by ``x[2::2][2::2][0::2]``, and that comes to this:
+    Upstream slices a mask of the frames by ``[2::2][2::2][0::2]``. This is the length that is left.
 
     >>> audio_token_count(6), audio_token_count(7), audio_token_count(998)  # 998 frames are 10 s
     (0, 1, 124)
@@ -51,26 +42,173 @@ def audio_token_count(frames):
 
 
 def encoder_position_count(frames):
-    """How many encoder positions so many frames take, an int or a tensor of them; at least 3 frames."""
+    """The number of encoder positions P of a sound with T frames, an int or a tensor of at least 3."""
     return (frames - 3) // 4
 
 
-def sinusoids(length, width, device=None):
-    """The table of positions: sines in the even columns, cosines in the odd ones.
+class AudioOutput(NamedTuple):
+    """The rows of each sound in the prompt: embeds [N, A, D], which are zero after lengths [N]."""
 
-    Shapes: -> [S, E] float32
+    embeds: torch.Tensor
+    lengths: torch.Tensor
+
+
+class AudioEncoder(nn.Module):
+    """The Whale encoder and its adapter: from filter banks to rows as wide as the decoder.
+
+    Source: upstream whale/, checkpoint prefix ``model.audio_encoder.``
     """
-    columns = torch.arange(0, width, 2, dtype=torch.float32, device=device)
-    rates = torch.exp(columns * (-math.log(10000.0) / width))
-    angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * rates
-    table = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)  # [S, E]
-    return table
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.config = config
+        subsampling = nn.ModuleDict({"core": Subsampling(config)})  # these names are the checkpoint's
+        self.encoder = nn.ModuleDict(
+            {"global_cmvn": Normalisation(config), "enc": nn.ModuleList([subsampling, Transformer(config)])}
+        )
+        self.adpter = Adapter(config, width)  # spelt like this in the checkpoint
+        if config.num_prompts:
+            self.prompt_embeddings = nn.Embedding(config.num_prompts, width)
+
+    def forward(self, fbank, lengths):
+        """The prompt rows of sounds that are padded to one length. Learned prompts, if any, come before each sound.
+
+        Shapes: fbank [N, T, M] float, lengths [N] frames -> AudioOutput([N, A, D], [N] rows)
+        Raises: ValueError if the shapes do not match, or a sound is too short for one position.
+        """
+        lengths = torch.as_tensor(lengths, dtype=torch.long)
+        self._check(fbank, lengths)
+        normal = self.normalise(fbank[:, : int(lengths.max())])  # [N, T, M]
+        lengths = lengths.to(fbank.device)
+        positions = encoder_position_count(lengths)  # [N]
+        hidden = self.encode(self.subsample(normal), positions)  # [N, P, E]
+        embeds = self.adapt(hidden, positions)  # [N, A, D]
+        counts = audio_token_count(lengths)  # [N]
+        embeds = embeds.masked_fill(~_valid(counts, embeds.shape[1])[..., None], 0)  # [N, A, D]
+        if self.config.num_prompts:
+            prompts = self.prompt_embeddings.weight.expand(len(embeds), -1, -1)
+            embeds = torch.cat([prompts, embeds], 1)
+        return AudioOutput(embeds, counts + self.config.num_prompts)
+
+    def normalise(self, fbank):
+        """[N, T, M] -> [N, T, M], in the dtype of the weights."""
+        normal = self.encoder["global_cmvn"](fbank)  # [N, T, M]
+        return normal.to(self.adpter.conv1d2.weight.dtype)  # [N, T, M]
+
+    def subsample(self, normal):
+        """[N, T, M] -> [N, P, U]"""
+        return self.encoder["enc"][0]["core"](normal)  # [N, P, U]
+
+    def encode(self, x, lengths):
+        """[N, P, U] and [N] encoder positions -> [N, P, E]. Rows after a length have no meaning."""
+        return self.encoder["enc"][1](x, lengths)  # [N, P, E]
+
+    def adapt(self, hidden, lengths):
+        """[N, P, E] and [N] encoder positions -> [N, A, D]"""
+        return self.adpter(hidden, lengths)  # [N, A, D]
+
+    def _check(self, fbank, lengths):
+        bins = self.config.num_mel_bins
+        if fbank.dim() != 3 or not len(fbank) or fbank.shape[2] != bins:
+            raise ValueError(f"fbank must be [sounds, frames, {bins}], got {list(fbank.shape)}")
+        if lengths.shape != fbank.shape[:1]:
+            raise ValueError(f"lengths must be [{len(fbank)}], one for each sound, got {list(lengths.shape)}")
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if shortest < MIN_FRAMES:
+            least = f"{MIN_FRAMES} ({self.config.frame_length + (MIN_FRAMES - 1) * self.config.frame_shift:g} ms)"
+            raise ValueError(f"a sound of {shortest} filter-bank frames is too short: give at least {least}")
+        if longest > fbank.shape[1]:
+            raise ValueError(f"lengths has a sound of {longest} frames, but fbank has {fbank.shape[1]} frames")
+
+
+def _valid(lengths, size):
+    """[N] -> [N, size] bool: True at the first ``lengths`` places of each row."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class Normalisation(nn.Module):
+    """(x - mean) / standard deviation of each mel bin, with statistics of the training data. Padding is included."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(config.num_mel_bins))
+        self.register_buffer("istd", torch.ones(config.num_mel_bins))
+
+    def forward(self, fbank):
+        return (fbank - self.mean) * self.istd  # [N, T, M]
+
+
+class Subsampling(nn.Module):
+    """Two 3 x 3 convolutions of stride 2 without padding, over frames and bins, and a linear layer."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.subsampling_size
+        self.conv = nn.Sequential(
+            nn.Conv2d(1, width, 3, stride=2), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2), nn.ReLU()
+        )
+        bands = encoder_position_count(config.num_mel_bins)  # the convolutions shrink bins as they shrink frames
+        self.out = nn.Sequential(nn.Linear(width * bands, width))
+
+    def forward(self, x):
+        """In blocks: the output of the first convolution is 250 times as large as its input."""
+        count = encoder_position_count(x.shape[1])
+        starts = range(0, count, BLOCK)
+        return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)  # [N, P, U]
+
+    def _block(self, x):
+        """Positions i to j depend on the frames 4i to 4j + 2."""
+        x = self.conv(x[:, None])  # [N, U, P, Q]
+        return self.out(x.transpose(1, 2).flatten(2))  # [N, P, U]
+
+
+class Transformer(nn.Module):
+    """An input layer, sinusoidal positions, and layers of bidirectional attention."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.embed = nn.Sequential(nn.Linear(config.subsampling_size, width), nn.LayerNorm(width, eps), nn.ReLU())
+        self.encoders = nn.ModuleList(AudioLayer(config) for _ in range(config.num_hidden_layers))
+        if config.normalize_before:
+            self.after_norm = nn.LayerNorm(width, eps)
+
+    def forward(self, x, lengths):
+        """Shapes: x [N, P, U], lengths [N] positions -> [N, P, E]"""
+        kind, size = self.config.position_encoding, x.shape[1]
+        x = self.embed(x)  # [N, P, E]
+        table = sinusoids(size, x.shape[2], x.device).to(x.dtype)  # [P, E]
+        if kind != "no-enc":
+            x = x * math.sqrt(x.shape[2])
+        if kind == "abs-enc":  # for "rel-enc" the attention uses the table
+            x = x + table
+        bias = MASKED * (~_valid(lengths, size)).to(x.dtype)  # [N, P]
+        # config.dynamic_chunks is ignored: random chunks are for training, and would give random answers here
+        spans = visible_spans(size, self.config.chunk_size, self.config.left_chunks)
+        for layer in self.encoders:
+            x = layer(x, table, bias[:, None], spans)  # [N, P, E]
+        return self.after_norm(x) if self.config.normalize_before else x  # [N, P, E]
+
+
+def sinusoids(length, width, device=None):
+    """The position table: column 2i is the sine and column 2i + 1 the cosine of position * 10000^(-2i/E).
+
+    Shapes: -> [P, E] float32
+    """
+    columns = torch.arange(0, width, 2, dtype=torch.float32, device=device)  # [E/2]
+    rates = torch.exp(columns * (-math.log(10000.0) / width))  # [E/2]
+    angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * rates  # [P, E/2]
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)  # [P, E]
 
 
 def visible_spans(length, chunk_size, left_chunks):
-    """Blocks of queries, each with the one span of keys that all of it sees: pairs of slices.
+    """Blocks of queries, each with the span of keys that all of its queries see: pairs of slices.
 
-    >>> visible_spans(5, chunk_size=2, left_chunks=1)[-1]  # the chunk of query 4 sees that of 2 and 3 too
+    Without chunks every query sees every key. With chunks it sees its own chunk and ``left_chunks`` before it (all
+    if that is negative).
+
+    >>> visible_spans(5, chunk_size=2, left_chunks=1)[-1]  # query 4, the third chunk, also sees the second chunk
     (slice(4, 5, None), slice(2, 5, None))
     """
     if chunk_size <= 0:
@@ -83,179 +221,14 @@ def visible_spans(length, chunk_size, left_chunks):
     return spans
 
 
-def read_cmvn(path, is_json):
-    """Mean and 1 / standard deviation of each bin, from sums over the training data.
-
-    For whoever compares or converts: a checkpoint carries both as buffers, and those are what the model takes.
-
-    Shapes: -> ([M], [M]) float32
-    Raises: ValueError where the file is missing or does not hold such sums.
-    Source: ``global_cmvn``: JSON, or Kaldi's text ``[ sums count squares 0 ]``.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        if is_json:
-            found = json.loads(text)
-            sums, squares, count = found["mean_stat"], found["var_stat"], found["frame_num"]
-        else:
-            numbers = [float(x) for x in text.strip().removeprefix("[").removesuffix("]").split()]
-            half = len(numbers) // 2
-            sums, count, squares = numbers[: half - 1], numbers[half - 1], numbers[half:-1]
-        sums, squares = torch.tensor([sums, squares], dtype=torch.float64)
-        mean = sums / count  # [M]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} does not hold cmvn statistics (is_json={is_json}): {error}") from None
-    variance = (squares / count - mean.square()).clamp(min=1e-20)  # [M]
-    return mean.float(), variance.rsqrt().float()
-
-
-class AudioEncoder(nn.Module):
-    """The Whale encoder and its adapter, from a filter bank to rows as wide as the decoder.
-
-    Source: whale/, checkpoint prefix ``model.audio_encoder.``
-    """
-
-    def __init__(self, config, width):
-        super().__init__()
-        self.config = config
-        subsampling = nn.ModuleDict({"core": Subsampling(config)})
-        self.encoder = nn.ModuleDict(
-            {"global_cmvn": Normaliser(config), "enc": nn.ModuleList([subsampling, Transformer(config)])}
-        )
-        self.adpter = Adapter(config, width)  # the checkpoint's spelling
-        if config.num_prompts:
-            self.prompt_embeddings = nn.Embedding(config.num_prompts, width)
-
-    def forward(self, fbank, lengths):
-        """Sounds, padded to one length, become the rows that stand for them in the prompt.
-
-        Shapes: [N, T, M] float, [N] frames -> AudioOutput([N, A, D], [N] rows, learned prompts included)
-        Raises: ValueError where the shapes do not fit or a sound is too short for one position.
-        """
-        lengths = torch.as_tensor(lengths, dtype=torch.long)
-        self._check(fbank, lengths)
-        normal = self.normalise(fbank[:, : int(lengths.max())])  # [N, T, M]
-        lengths = lengths.to(fbank.device)
-        positions = encoder_position_count(lengths)  # [N]
-        hidden = self.encode(self.subsample(normal), positions)  # [N, S, E]
-        embeds = self.adapt(hidden, positions)  # [N, A, D]
-        counts = audio_token_count(lengths)  # [N]
-        embeds = embeds.masked_fill(~_within(counts, embeds.shape[1])[..., None], 0)  # [N, A, D]
-        if self.config.num_prompts:
-            prompts = self.prompt_embeddings.weight.expand(len(embeds), -1, -1)
-            embeds = torch.cat([prompts, embeds], 1)
-        return AudioOutput(embeds, counts + self.config.num_prompts)
-
-    def normalise(self, fbank):
-        """[N, T, M] -> [N, T, M], in the dtype of the weights."""
-        normal = self.encoder["global_cmvn"](fbank)  # [N, T, M]
-        return normal.to(self.adpter.conv1d2.weight.dtype)
-
-    def subsample(self, normal):
-        """[N, T, M] -> [N, S, U]"""
-        return self.encoder["enc"][0]["core"](normal)
-
-    def encode(self, x, lengths):
-        """[N, S, U] and [N] encoder positions -> [N, S, E]; rows behind a length mean nothing."""
-        return self.encoder["enc"][1](x, lengths)
-
-    def adapt(self, hidden, lengths):
-        """[N, S, E] and [N] encoder positions -> [N, A, D]"""
-        return self.adpter(hidden, lengths)
-
-    def _check(self, fbank, lengths):
-        bins = self.config.num_mel_bins
-        if fbank.dim() != 3 or not len(fbank) or fbank.shape[2] != bins:
-            raise ValueError(f"fbank must be [sounds, frames, {bins}], got {list(fbank.shape)}")
-        if lengths.shape != fbank.shape[:1]:
-            raise ValueError(f"lengths must have one entry for each of {len(fbank)} sounds, got {list(lengths.shape)}")
-        if int(lengths.min()) < MIN_FRAMES:
-            raise ValueError(
-                f"a sound of {int(lengths.min())} filter-bank frames is too short: give at least {MIN_FRAMES} "
-                f"({self.config.frame_length + (MIN_FRAMES - 1) * self.config.frame_shift:g} ms)"
-            )
-        if int(lengths.max()) > fbank.shape[1]:
-            raise ValueError(f"lengths says {int(lengths.max())} frames, but fbank holds {fbank.shape[1]}")
-
-
-def _within(lengths, size):
-    """[N] -> [N, size] bool: True before each length."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
-class Normaliser(nn.Module):
-    """Mean and variance of the training data out of each bin, of padding too."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(config.num_mel_bins))
-        self.register_buffer("istd", torch.ones(config.num_mel_bins))
-
-    def forward(self, fbank):
-        return (fbank - self.mean) * self.istd
-
-
-class Subsampling(nn.Module):
-    """Two convolutions without padding, each 3 x 3 at every second frame and bin."""
-
-    def __init__(self, config):
-        super().__init__()
-        channels = config.subsampling_size
-        self.conv = nn.Sequential(
-            nn.Conv2d(1, channels, 3, stride=2), nn.ReLU(), nn.Conv2d(channels, channels, 3, stride=2), nn.ReLU()
-        )
-        bins = encoder_position_count(config.num_mel_bins)  # bins shrink as frames do
-        self.out = nn.Sequential(nn.Linear(channels * bins, channels))
-
-    def forward(self, x):
-        count = encoder_position_count(x.shape[1])
-        starts = range(0, count, BLOCK)  # the first convolution alone widens its input 250 times
-        return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)
-
-    def _block(self, x):
-        x = self.conv(x[:, None])  # [N, U, S, Q]
-        return self.out(x.transpose(1, 2).flatten(2))
-
-
-class Transformer(nn.Module):
-    """An input layer, positions, and layers that see every position, or whole chunks of them."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        width = config.hidden_size
-        eps = config.layer_norm_eps
-        self.embed = nn.Sequential(nn.Linear(config.subsampling_size, width), nn.LayerNorm(width, eps), nn.ReLU())
-        self.encoders = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        if config.normalize_before:
-            self.after_norm = nn.LayerNorm(width, eps)
-
-    def forward(self, x, lengths):
-        kind, size = self.config.position_encoding, x.shape[1]
-        x = self.embed(x)  # [N, S, E]
-        table = sinusoids(size, x.shape[2], x.device).to(x.dtype)  # [S, E]
-        if kind != "no-enc":
-            x = x * math.sqrt(x.shape[2])
-        if kind == "abs-enc":
-            x = x + table
-        bias = MASKED * (~_within(lengths, size)).to(x.dtype)  # [N, S]
-        # dynamic_chunks draws chunks at random, which is for training: here a sound has one answer
-        spans = visible_spans(size, self.config.chunk_size, self.config.left_chunks)
-        for layer in self.encoders:
-            x = layer(x, table, bias[:, None], spans)  # [N, S, E]
-        return self.after_norm(x) if self.config.normalize_before else x
-
-
-class Layer(nn.Module):
-    """Attention and a feed-forward net, each beside the stream; norms before them or after."""
+class AudioLayer(nn.Module):
+    """Attention and a feed-forward layer, each added to its input. The norms come before them, or after the sums."""
 
     def __init__(self, config):
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.normalize_before = config.normalize_before
-        self.concat_after = config.concat_after
-        self.self_attn = Attention(config)
-        self.feed_forward = FeedForward(config)
+        self.normalize_before, self.concat_after = config.normalize_before, config.concat_after
+        self.self_attn, self.feed_forward = AudioAttention(config), FeedForward(config)
         self.norm1 = nn.LayerNorm(width, eps)
         self.norm2 = nn.LayerNorm(width, eps)
         if config.concat_after:
@@ -263,72 +236,100 @@ class Layer(nn.Module):
 
     def forward(self, x, table, bias, spans):
         if self.normalize_before:
-            x = x + self._attend(self.norm1(x), table, bias, spans)  # [N, S, E]
-            return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self._attend(x, table, bias, spans))  # [N, S, E]
-        return self.norm2(x + self.feed_forward(x))
+            x = x + self._attend(self.norm1(x), table, bias, spans)  # [N, P, E]
+            return x + self.feed_forward(self.norm2(x))  # [N, P, E]
+        x = self.norm1(x + self._attend(x, table, bias, spans))  # [N, P, E]
+        return self.norm2(x + self.feed_forward(x))  # [N, P, E]
 
     def _attend(self, x, table, bias, spans):
-        heard = self.self_attn(x, table, bias, spans)  # [N, S, E]
-        return self.concat_linear(torch.cat([x, heard], -1)) if self.concat_after else heard
+        attended = self.self_attn(x, table, bias, spans)  # [N, P, E]
+        return self.concat_linear(torch.cat([x, attended], -1)) if self.concat_after else attended  # [N, P, E]
+
+
+class AudioAttention(nn.Module):
+    """Self-attention whose scores are ((q + u) k + (q + v) p) / sqrt(K), p being the projected position of the key.
+
+    The score is a sum of q (k + p), which is plain attention with other keys, and of u k + v p, which is one number
+    a key: a bias. Source: Dai et al. 2019 (Transformer-XL), section 3.3.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width, self.num_heads = config.hidden_size, config.num_attention_heads
+        self.linear_q = nn.Linear(width, width)
+        self.linear_k = nn.Linear(width, width)
+        self.linear_v = nn.Linear(width, width)
+        self.linear_out = nn.Linear(width, width)
+        self.core = AudioAttentionCore()
+        self.has_positions = config.position_encoding == "rel-enc"
+        if self.has_positions:
+            self.linear_pos = nn.Linear(width, width, bias=False)
+            self.pos_bias_u = nn.Parameter(torch.zeros(self.num_heads, width // self.num_heads))
+            self.pos_bias_v = nn.Parameter(torch.zeros(self.num_heads, width // self.num_heads))
+
+    def forward(self, x, table, bias, spans):
+        """Shapes: x [N, P, E], table [P, E], bias [N, 1, P] of the keys -> [N, P, E]"""
+        q = self._split(self.linear_q(x))  # [N, H, P, K]
+        k = self._split(self.linear_k(x))  # [N, H, P, K]
+        v = self._split(self.linear_v(x))  # [N, H, P, K]
+        if self.has_positions:
+            # quirk: "rel-enc" is not relative: upstream omits the shift, so p depends on the key, not on its distance
+            p = self._split(self.linear_pos(table))  # [H, P, K]
+            content = (k @ self.pos_bias_u[..., None]).squeeze(-1)  # [N, H, P]
+            position = (p @ self.pos_bias_v[..., None]).squeeze(-1)  # [H, P]
+            bias = bias + (content + position) / math.sqrt(q.shape[-1])  # [N, H, P]
+            k = k + p  # [N, H, P, K]
+        out, _ = self.core(q, k, v, bias, spans)
+        return self.linear_out(out.transpose(1, 2).flatten(2))  # [N, P, E]
+
+    def _split(self, x):
+        """[..., P, E] -> [..., H, P, K]"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+
+
+class AudioAttentionCore(nn.Module):
+    """Attention without its projections: a module of its own, so that a hook sees what was used."""
+
+    def forward(self, q, k, v, bias, spans, need_weights=False):
+        """Softmax attention in blocks of queries. The weights are None unless they are requested.
+
+        Shapes: q, k and v [N, H, P, K], bias [N, H or 1, P] of the keys, spans as from `visible_spans`
+        -> [N, H, P, K] and the weights [N, H, P, P], whose rows sum to one.
+        """
+        if need_weights:
+            return self._eager(q, k, v, bias, spans)
+        blocks = [
+            scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], bias[:, :, None, keys])
+            for queries, keys in spans
+        ]
+        return torch.cat(blocks, 2), None
+
+    def _eager(self, q, k, v, bias, spans):
+        """The same written out, with the weights. Its memory grows with the square of the length."""
+        size = q.shape[2]
+        visible = torch.zeros(size, size, dtype=torch.bool, device=q.device)  # [P, P]
+        for queries, keys in spans:
+            visible[queries, keys] = True
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias[:, :, None]  # [N, H, P, P]
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)  # [N, H, P, P]
+        weights = scores.float().softmax(-1).to(q.dtype)  # [N, H, P, P]
+        return weights @ v, weights
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between them."""
+
     def __init__(self, config):
         super().__init__()
         self.w_1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.w_2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
-        return self.w_2(self.w_1(x).relu())
-
-
-class Attention(nn.Module):
-    """Attention whose scores are ((q + u) k + (q + v) p) / sqrt(K), p being the projected position of the key.
-
-    quirk: "rel-enc" is relative in name only. Upstream leaves the shift out, so that p depends on the
-    key and not on its distance, and the score comes apart into q (k + p) and a number a key, u k + v p:
-    plain attention with other keys and a bias.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        width, heads = config.hidden_size, config.num_attention_heads
-        self.num_heads = heads
-        self.has_positions = config.position_encoding == "rel-enc"
-        self.linear_q = nn.Linear(width, width)
-        self.linear_k = nn.Linear(width, width)
-        self.linear_v = nn.Linear(width, width)
-        self.linear_out = nn.Linear(width, width)
-        if self.has_positions:
-            self.linear_pos = nn.Linear(width, width, bias=False)
-            self.pos_bias_u = nn.Parameter(torch.zeros(heads, width // heads))
-            self.pos_bias_v = nn.Parameter(torch.zeros(heads, width // heads))
-
-    def forward(self, x, table, bias, spans):
-        """Shapes: [N, S, E], [S, E] positions, [N, 1, S] bias of the keys -> [N, S, E]"""
-        q = self._heads(self.linear_q(x))  # [N, H, S, K]
-        k = self._heads(self.linear_k(x))  # [N, H, S, K]
-        v = self._heads(self.linear_v(x))  # [N, H, S, K]
-        if self.has_positions:
-            p = self._heads(self.linear_pos(table))  # [H, S, K]
-            content = (k @ self.pos_bias_u[..., None]).squeeze(-1)  # [N, H, S]
-            position = (p @ self.pos_bias_v[..., None]).squeeze(-1)  # [H, S]
-            bias = bias + (content + position) / math.sqrt(q.shape[-1])  # [N, H, S]
-            k = k + p  # [N, H, S, K]
-        blocks = [
-            scaled_dot_product_attention(q[:, :, rows], k[:, :, seen], v[:, :, seen], bias[:, :, None, seen])
-            for rows, seen in spans
-        ]
-        heard = torch.cat(blocks, 2)  # [N, H, S, K]
-        return self.linear_out(heard.transpose(1, 2).flatten(2))
-
-    def _heads(self, x):
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+        return self.w_2(self.w_1(x).relu())  # [N, P, E]
 
 
 class Adapter(nn.Module):
-    """One convolution at every second position, a norm, and a projection to the decoder's width."""
+    """A convolution of stride 2 over positions, a norm, and a projection to the width of the decoder."""
 
     def __init__(self, config, width):
         super().__init__()
@@ -341,11 +342,9 @@ class Adapter(nn.Module):
         self.project = nn.Linear(channels, width)
 
     def forward(self, x, lengths):
-        x = x.masked_fill(~_within(lengths, x.shape[1])[..., None], 0)  # [N, S, E]
-        x = pad(x.transpose(1, 2), (0, self.padding))  # quirk: all of the padding is on the right
-        x = self.conv1d2(x)  # [N, C, A]
-        if isinstance(self.bn2, nn.BatchNorm1d):
-            x = self.bn2(x).transpose(1, 2)  # [N, A, C]
-        else:
-            x = self.bn2(x.transpose(1, 2))  # [N, A, C]
-        return self.project(self.act(x))
+        """Shapes: x [N, P, E], lengths [N] positions -> [N, A, D]"""
+        x = x.masked_fill(~_valid(lengths, x.shape[1])[..., None], 0)  # [N, P, E]
+        x = pad(x.mT, (0, self.padding))  # quirk: all padding is on the right, as in upstream
+        x = self.conv1d2(x)  # [N, 2*E, A]
+        x = self.bn2(x).mT if isinstance(self.bn2, nn.BatchNorm1d) else self.bn2(x.mT)  # [N, A, 2*E]
+        return self.project(self.act(x))  # [N, A, D]

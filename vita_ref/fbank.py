@@ -1,11 +1,11 @@
-"""From a sound file to a log-mel filter bank, which is all that the ear ever sees.
+"""From a sound file to a log-mel filter bank, the input of the audio encoder.
 
-    load_sound   a file of any kind     -> waveform [C, W] in -1..1, at the file's own rate
-    log_mel      its first channel      -> 16 kHz -> 25 ms of sound every 10 ms -> 80 log energies each
+    load_sound   file                  -> waveform [C, W] in -1..1, at the sample rate of the file
+    log_mel      its first channel     -> 16 kHz -> a frame of 25 ms every 10 ms -> 80 log energies each: [T, 80]
 
-The figures are Kaldi's: speech features are only as good as their agreement with those that the
-encoder was trained on. C channels, W samples, T frames, M mel bins; R samples in a frame (400),
-Z frequencies in its spectrum (257).
+The definitions are Kaldi's, because the encoder was trained on features from Kaldi. Ten seconds give T = 998 frames.
+
+C channels of W samples, T frames of ``size`` samples (400), Z frequencies of a spectrum (257), M mel bins.
 
 Test: ``pytest tests/test_fbank.py``
 """
@@ -16,61 +16,65 @@ from pathlib import Path
 import torch
 from torch.nn.functional import pad
 
-FULL_SCALE = 32768.0  # Kaldi counts in 16-bit steps
+FULL_SCALE = 32768.0  # Kaldi works on 16-bit integers
 PRE_EMPHASIS = 0.97
-LOW_FREQUENCY = 20.0  # Hz; the upper end is half the sample rate
-FLOOR = torch.finfo(torch.float32).eps  # of an energy, so that silence has a logarithm
-FRAME_BLOCK = 8192  # frames at a time: an hour of sound needs no more memory at once than 80 s
+LOW_FREQUENCY = 20.0  # Hz, the lower end of the first mel bin; the last one ends at half the sample rate
+FLOOR = torch.finfo(torch.float32).eps  # the smallest energy, so that silence has a logarithm
+FRAME_BLOCK = 8192  # frames (82 s) that are transformed at once: this bounds the memory
 
 
 def load_sound(source):
-    """Reads a sound file (wav, flac, ogg, mp3), given as a path or as a binary file object.
+    """Reads a sound file (wav, flac, ogg or mp3), given as a path or as a binary file object.
 
-    Shapes: -> ([C, W] float32 in -1..1, sample rate in Hz)
-    Raises: ValueError where there is no file, no sound that can be decoded, or no sample in it.
+    Shapes: -> [C, W] float32 in -1..1, and the sample rate in Hz
+    Raises: ValueError if the file is missing, cannot be decoded or has no samples.
     """
     try:
         import soundfile
     except ImportError:
         raise ValueError("reading sound files needs soundfile: pip install soundfile") from None
     is_path = isinstance(source, (str, os.PathLike))
-    name = str(source) if is_path else "the sound"
+    name = str(source) if is_path else "the given sound"
     if is_path and not Path(source).is_file():
-        raise ValueError(f"there is no sound file {name}")
+        raise ValueError(f"cannot read {name}: no such sound file")
     try:
         samples, sample_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a name in .raw
-        raise ValueError(f"{name} does not decode as wav, flac, ogg or mp3: {error}") from None
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: the file name ends in .raw
+        raise ValueError(f"cannot read {name} as wav, flac, ogg or mp3: {error}") from None
     if not len(samples):
-        raise ValueError(f"{name} holds no samples")
+        raise ValueError(f"cannot read {name}: it has no samples")
     return torch.from_numpy(samples.T.copy()), sample_rate
 
 
 def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_shift=10.0, target_rate=16000):
-    """Kaldi's log-mel filter bank of a sound; no rows where it is shorter than one frame.
+    """Kaldi's log-mel filter bank of a sound. It has no rows if the sound is shorter than one frame.
 
     Shapes: [C, W] float in -1..1 -> [T, M] float32
     Units: frame_length and frame_shift in milliseconds, rates in Hz.
-    Raises: ValueError where the waveform is not of that form.
-    Source: ``kaldi.fbank`` as whale/init_model.py calls it, without dither.
+    Raises: ValueError if the waveform has another shape or dtype.
+    Source: ``kaldi.fbank`` as upstream whale/init_model.py:36-60 calls it, without dither.
     """
-    waveform = torch.as_tensor(waveform)
-    if waveform.dim() != 2 or not len(waveform) or not waveform.is_floating_point():
-        raise ValueError(
-            f"waveform must be [channels, samples] of floats in -1..1, got {waveform.dtype} {list(waveform.shape)}"
-        )
-    if sample_rate <= 0:
-        raise ValueError(f"sample_rate must be above 0 Hz, got {sample_rate}")
-    samples = waveform[0].detach().float().cpu()  # quirk: the other channels are not heard
+    samples = _first_channel(waveform, sample_rate)
     if sample_rate != target_rate and len(samples):
         samples = _resample(samples, sample_rate, target_rate)
     size, shift = int(target_rate * frame_length / 1000), int(target_rate * frame_shift / 1000)
     if len(samples) < size:
         return torch.zeros(0, num_mel_bins)
-    frames = samples.unfold(0, size, shift)  # [T, R]
-    window = torch.hann_window(size, periodic=False).pow(0.85)  # [R]
-    bank = _mel_bank(num_mel_bins, _spectrum_size(size), target_rate)  # [Z, M]
-    return torch.cat([_log_energies(block, window, bank) for block in frames.split(FRAME_BLOCK)])
+    frames = samples.unfold(0, size, shift)  # [T, size]
+    window = torch.hann_window(size, periodic=False).pow(0.85)  # [size]
+    bank = _mel_bank(num_mel_bins, _fft_size(size), target_rate)  # [Z, M]
+    return torch.cat([_log_energies(block, window, bank) for block in frames.split(FRAME_BLOCK)])  # [T, M]
+
+
+def _first_channel(waveform, sample_rate):
+    """The samples of the first channel, [W] float32 on the CPU, after checking both arguments."""
+    waveform = torch.as_tensor(waveform)
+    if waveform.dim() != 2 or not len(waveform) or not waveform.is_floating_point():
+        got = f"{waveform.dtype} {list(waveform.shape)}"
+        raise ValueError(f"waveform must be [channels, samples] of floats in -1..1, got {got}")
+    if sample_rate <= 0:
+        raise ValueError(f"sample_rate must be above 0 Hz, got {sample_rate}")
+    return waveform[0].detach().float().cpu()  # quirk: channels after the first are ignored, as in upstream
 
 
 def _resample(samples, sample_rate, target_rate):
@@ -82,28 +86,29 @@ def _resample(samples, sample_rate, target_rate):
 
 
 def _log_energies(frames, window, bank):
-    frames = frames * FULL_SCALE  # [T, R]
-    frames = frames - frames.mean(1, keepdim=True)  # [T, R]
-    before = pad(frames, (1, 0), mode="replicate")[:, :-1]  # [T, R]
-    frames = (frames - PRE_EMPHASIS * before) * window  # [T, R]
-    power = torch.fft.rfft(frames, n=_spectrum_size(len(window))).abs().square()  # [T, Z]
-    return (power @ bank).clamp(min=FLOOR).log()
+    """[T, size] samples -> [T, M] log energies."""
+    frames = frames * FULL_SCALE  # [T, size]
+    frames = frames - frames.mean(1, keepdim=True)  # [T, size]
+    previous = pad(frames, (1, 0), mode="replicate")[:, :-1]  # [T, size]
+    frames = (frames - PRE_EMPHASIS * previous) * window  # [T, size]
+    power = torch.fft.rfft(frames, n=_fft_size(len(window))).abs().square()  # [T, Z]
+    return (power @ bank).clamp(min=FLOOR).log()  # [T, M]
 
 
-def _spectrum_size(size):
-    """The length of the Fourier transform: the next power of two."""
+def _fft_size(size):
+    """The next power of two: 512 for 400 samples."""
     return 1 << (size - 1).bit_length()
+
+
+def _mel_bank(num_mel_bins, fft_size, sample_rate):
+    """The weight of each frequency in each mel bin: a triangle between the centres of the bins before and after it."""
+    hertz = torch.linspace(0, sample_rate / 2, fft_size // 2 + 1, dtype=torch.float64)  # [Z]
+    low, high = _mel(torch.tensor([LOW_FREQUENCY, sample_rate / 2], dtype=torch.float64))
+    step = (high - low) / (num_mel_bins + 1)  # between neighbouring centres
+    centres = low + step * torch.arange(1, num_mel_bins + 1)  # [M]
+    distance = (_mel(hertz)[:, None] - centres).abs()  # [Z, M]
+    return (1 - distance / step).clamp(min=0).float()  # [Z, M]
 
 
 def _mel(hertz):
     return 1127.0 * torch.log1p(hertz / 700.0)
-
-
-def _mel_bank(num_mel_bins, fft_size, sample_rate):
-    """Triangles that overlap by half, equally wide in mel: the weight of each frequency in each bin."""
-    hertz = torch.linspace(0, sample_rate / 2, fft_size // 2 + 1, dtype=torch.float64)  # [Z]
-    low, high = _mel(torch.tensor([LOW_FREQUENCY, sample_rate / 2], dtype=torch.float64))
-    step = (high - low) / (num_mel_bins + 1)  # from one centre to the next
-    centres = low + step * torch.arange(1, num_mel_bins + 1)  # [M]
-    distance = (_mel(hertz)[:, None] - centres).abs()  # [Z, M]
-    return (1 - distance / step).clamp(min=0).float()

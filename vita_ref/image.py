@@ -1,9 +1,12 @@
-"""A picture file -> tiles of pixels, as InternViT takes them.
+"""From an image file to normalised tiles of pixels, the input of the vision tower.
 
-A file becomes an upright RGB picture; the picture is stretched to a grid of square tiles whose shape
-is near its own; the tiles, row by row, and a thumbnail of the whole become one normalised tensor.
-Letters: N tiles; R rows and C columns of the grid; E the edge of a tile, Y and X the height and
-width of a picture, in pixels.
+    open_image   file                  -> upright RGB image
+    tile_grid    its width and height  -> columns and rows of the grid whose aspect ratio is nearest
+    load_tiles   both of them          -> [N, 3, tile, tile]: the tiles row by row, then a thumbnail
+
+An 800 x 600 image is stretched to 4 x 3 tiles of 448 x 448 pixels. With the thumbnail these are N = 13 tiles.
+
+N tiles; tile, width and height in pixels.
 
 Test: ``pytest tests/test_image.py``
 """
@@ -17,40 +20,42 @@ import torch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MOST_PIXELS = 200_000_000  # of a picture on its way to a square; a thin strip would fill the memory
-# what Pillow's many readers raise on broken bytes, beside its own DecompressionBombError
-READ_ERRORS = (
-    OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError,
-    AttributeError, AssertionError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
+
+
+def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    """An image, stretched to its grid and cut into tiles. A thumbnail follows if there is more than one tile.
+
+    Shapes: -> [N, 3, tile, tile] float32. N is columns * rows, and one more with the thumbnail.
+    Raises: ValueError for what `open_image` cannot read or `tile_grid` does not accept.
+    """
+    image = open_image(source)
+    columns, rows = tile_grid(*image.size, tile=tile, max_tiles=max_tiles)
+    pixels = _normalise(image.resize((columns * tile, rows * tile)), mean, std)  # [3, rows*tile, columns*tile]
+    tiles = pixels.reshape(3, rows, tile, columns, tile)  # [3, rows, tile, columns, tile]
+    tiles = tiles.permute(1, 3, 0, 2, 4).reshape(rows * columns, 3, tile, tile)  # [N, 3, tile, tile]
+    if len(tiles) == 1:
+        return tiles
+    thumbnail = _normalise(image.resize((tile, tile)), mean, std)  # [3, tile, tile]
+    return torch.cat([tiles, thumbnail[None]])  # [rows*columns+1, 3, tile, tile]
 
 
 def open_image(source):
-    """A path, a binary file object or a PIL image -> an upright 8-bit RGB PIL image.
+    """Reads a path, a binary file object or a PIL image as an upright 8-bit RGB PIL image.
 
-    What is transparent becomes white (upstream drops alpha, which shows whatever colours lie beneath). Of
-    an animation it is the first frame, of a PIL image the one it stands at. White is 65535 for integers
-    wider than 8 bits, and for floats 1 where none is larger, else 255.
-
-    Raises: ValueError that names the file where it is missing, broken, too large or no picture.
+    Transparent pixels are drawn on white. Of an animated file the first frame is read, of an animated PIL image
+    the current one.
+    Raises: ValueError with the name of the file if it is missing, damaged, too large or not an image.
     """
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise ValueError("pictures need Pillow: pip install Pillow") from None
-    if isinstance(source, Image.Image):
-        name = getattr(source, "filename", "") or "the picture given"
-    elif isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-    elif hasattr(source, "read"):
-        name = getattr(source, "name", "the picture given")
-    else:
-        raise ValueError(f"a picture must be a path, a file object or a PIL image, got {type(source).__name__}")
+        raise ValueError("images need Pillow: pip install Pillow") from None
+    name = _name(source)
     try:
         if isinstance(source, Image.Image):
-            return _rgb(ImageOps.exif_transpose(source))
-        with Image.open(source) as file:
-            return _rgb(ImageOps.exif_transpose(file))
+            return _to_rgb(ImageOps.exif_transpose(source))
+        with Image.open(source) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
         reason = "it is not in a format that Pillow reads"
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
@@ -58,38 +63,30 @@ def open_image(source):
     raise ValueError(f"cannot read {name}: {reason}")
 
 
-def _rgb(image):
-    """Any mode of Pillow's -> RGB."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):  # I;16 and the like, I and F: Pillow would clip them at 255
-        values = np.nan_to_num(np.array(image, dtype=np.float64))
-        white = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
-        levels = np.rint(values.clip(0, white) * (255 / white))
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        if image.mode == "La":  # Pillow leads from La to RGBA by way of LA only
-            image = image.convert("LA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
 def tile_grid(width, height, *, tile=448, max_tiles=12, min_tiles=1):
-    """(columns, rows) of the grid whose shape is nearest to the picture's.
+    """(columns, rows) of the grid whose aspect ratio columns / rows is nearest to that of the image.
 
-    Shapes are compared by columns / rows. Of grids equally near, a larger one wins if the picture has more
-    than half of its pixels. 800 x 800 pixels are as square as 1 x 1, 2 x 2 and 3 x 3 tiles of 448:
-        2 x 2 has 802816 pixels, half are 401408, the picture has 640000: it beats 1 x 1
-        3 x 3 has 1806336, half are 903168: too few, so it stays at (2, 2)
+    Among grids that are equally near, a larger one wins if the image has more than half of the grid's pixels.
 
-    Source: upstream vita/util/data_utils_video_audio_neg_patch.py.
+    Example: 1 x 1, 2 x 2 and 3 x 3 tiles of 448 have the ratio of an 800 x 800 image, which has 640,000 pixels.
+        2 x 2 tiles have 802,816 pixels. The image has more than half of them (401,408), so 2 x 2 beats 1 x 1.
+        3 x 3 tiles have 1,806,336 pixels. The image has less than half of them (903,168). The result is (2, 2).
+
+    Raises: ValueError for an image without pixels, or for limits that no grid meets.
+    Source: upstream vita/util/data_utils_video_audio_neg_patch.py:1487-1545.
     """
-    if width < 1 or height < 1:
-        raise ValueError(f"a picture must have width and height of at least 1, got {width} x {height}")
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1 pixel, got {tile}")
-    if not 1 <= min_tiles <= max_tiles:
-        raise ValueError(f"expected 1 <= min_tiles <= max_tiles, got {min_tiles} and {max_tiles}")
+    _check_grid(width, height, tile, max_tiles, min_tiles)
+    best, nearest = (1, 1), float("inf")
+    for columns, rows in _all_grids(min_tiles, max_tiles):
+        distance = abs(width / height - columns / rows)
+        large_enough = width * height > 0.5 * tile * tile * columns * rows
+        if distance < nearest or (distance == nearest and large_enough):
+            best, nearest = (columns, rows), distance
+    return best
+
+
+def _all_grids(min_tiles, max_tiles):
+    """(columns, rows) of every grid with min_tiles to max_tiles tiles, sorted by the number of tiles."""
     grids = {
         (columns, rows)
         for most in range(min_tiles, max_tiles + 1)
@@ -97,41 +94,39 @@ def tile_grid(width, height, *, tile=448, max_tiles=12, min_tiles=1):
         for rows in range(1, min(most, max_tiles // columns) + 1)
         if columns * rows >= min_tiles
     }
-    best, nearest = (1, 1), float("inf")
-    # quirk: grids of as many tiles stand in the order of CPython's set, filled in just this way. That decides
-    # nothing unless min_tiles > 1: were a picture equally far from a x b and from a wider c x d with as many
-    # tiles, then a x d, which has fewer, would lie between the two and be nearer.
-    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-        distance = abs(width / height - columns / rows)
-        enough = width * height > 0.5 * tile * tile * columns * rows
-        if distance < nearest or (distance == nearest and enough):
-            best, nearest = (columns, rows), distance
-    return best
+    # quirk: grids of equally many tiles keep the order of a Python set, as in upstream; it matters if min_tiles > 1
+    return sorted(grids, key=lambda grid: grid[0] * grid[1])
 
 
-def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """A picture stretched to its grid and cut: tiles row by row, then a thumbnail if there are several.
+def _check_grid(width, height, tile, max_tiles, min_tiles):
+    if width < 1 or height < 1:
+        raise ValueError(f"width and height of an image must be at least 1 pixel, got {width} x {height}")
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1 pixel, got {tile}")
+    if not 1 <= min_tiles <= max_tiles:
+        raise ValueError(f"expected 1 <= min_tiles <= max_tiles, got min_tiles={min_tiles} and max_tiles={max_tiles}")
 
-    Shapes: -> [N, 3, E, E] float32, N = columns x rows, and one more if that is more than 1
-    Raises: as `open_image` and `tile_grid`.
-    """
-    image = open_image(source)
-    columns, rows = tile_grid(*image.size, tile=tile, max_tiles=max_tiles)
-    whole = _pixels(image.resize((columns * tile, rows * tile)), mean, std)  # [3, Y, X]
-    tiles = whole.reshape(3, rows, tile, columns, tile)  # [3, R, E, C, E]
-    tiles = tiles.permute(1, 3, 0, 2, 4).reshape(rows * columns, 3, tile, tile)  # [N, 3, E, E]
-    if len(tiles) == 1:
-        return tiles
-    thumbnail = _pixels(image.resize((tile, tile)), mean, std)  # [3, E, E]
-    return torch.cat([tiles, thumbnail[None]])
+
+def _normalise(image, mean, std):
+    """An RGB image as [3, height, width] float32: scaled from 0..255 to 0..1, then normalised by channel."""
+    pixels = torch.from_numpy(np.array(image))  # [height, width, 3]
+    pixels = pixels.permute(2, 0, 1).float() / 255  # [3, height, width]
+    mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
+    std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
+    return (pixels - mean) / std  # [3, height, width]
+
+
+# ---- an image as a single tile, which video frames need
+
+MAX_PIXELS = 200_000_000  # of an intermediate image in `load_square`: a long thin image would fill the memory
 
 
 def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """A picture as one tile, not stretched: its middle (``crop``), or on a square of the mean colour (``pad``).
+    """An image as one tile that is not stretched: its middle (``crop``), or all of it on the mean colour (``pad``).
 
-    Shapes: -> [1, 3, E, E] float32
-    Raises: as `open_image`; and ValueError for a strip too thin to be resized whole.
-    Source: upstream vita/util/mm_utils.py and CLIPImageProcessor of transformers.
+    Shapes: -> [1, 3, tile, tile] float32
+    Raises: ValueError for what `open_image` cannot read, for wrong options, and for a long thin image.
+    Source: upstream vita/util/mm_utils.py:16-42, and CLIPImageProcessor of transformers.
     """
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")
@@ -139,25 +134,71 @@ def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENE
         raise ValueError(f"tile must be at least 1 pixel, got {tile}")
     image = open_image(source)
     (width, height), short, long = image.size, min(image.size), max(image.size)
-    if (long * long if fit == "pad" else tile * tile * long // short) > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} is too long a strip for fit={fit!r}: cut it first, or use load_tiles")
-    if fit == "pad":
-        from PIL import Image
-
-        padded = Image.new("RGB", (long, long), tuple(int(m * 255) for m in mean))
-        padded.paste(image, ((long - width) // 2, (long - height) // 2))
-        square = padded.resize((tile, tile))
-    else:
-        width, height = tile * width // short, tile * height // short
-        left, top = (width - tile) // 2, (height - tile) // 2
-        square = image.resize((width, height)).crop((left, top, left + tile, top + tile))
-    return _pixels(square, mean, std)[None]
+    if (long * long if fit == "pad" else tile * tile * long // short) > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} is too long and thin for fit={fit!r}: crop the image, or use load_tiles")
+    square = _pad(image, tile, mean) if fit == "pad" else _crop(image, tile)
+    return _normalise(square, mean, std)[None]  # [1, 3, tile, tile]
 
 
-def _pixels(image, mean, std):
-    """An RGB picture -> [3, Y, X] float32, 0 to 255 brought to 0 to 1 and normalised by channel."""
-    pixels = torch.from_numpy(np.array(image))  # [Y, X, 3]
-    pixels = pixels.permute(2, 0, 1).float() / 255  # [3, Y, X]
-    mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
-    std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
-    return (pixels - mean) / std
+def _crop(image, tile):
+    """The short side is scaled to ``tile``, then the middle of the long side is cut out."""
+    width, height = (tile * side // min(image.size) for side in image.size)
+    left, top = (width - tile) // 2, (height - tile) // 2
+    return image.resize((width, height)).crop((left, top, left + tile, top + tile))
+
+
+def _pad(image, tile, mean):
+    """The image is pasted into the middle of a square of the mean colour, which is then scaled to ``tile``."""
+    from PIL import Image
+
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(m * 255) for m in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square.resize((tile, tile))
+
+
+# ---- rare modes, names and errors
+
+READ_ERRORS = (  # what Pillow's readers raise for damaged files, beside Image.DecompressionBombError
+    OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError,
+    AttributeError, AssertionError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+def _to_rgb(image):
+    """A PIL image of any mode as RGB."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        return _scale_levels(image)
+    if image.has_transparency_data:  # upstream drops the alpha channel, which uncovers the colours below it
+        if image.mode == "La":  # Pillow converts La to LA only
+            image = image.convert("LA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _scale_levels(image):
+    """Integers of more than 8 bits or floats as RGB. Pillow would clip them at 255.
+
+    White is 65535 for integers. For floats it is 1, or 255 if any value is above 1.
+    """
+    from PIL import Image
+
+    values = np.nan_to_num(np.array(image, dtype=np.float64))
+    white = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
+    levels = np.rint(values.clip(0, white) * (255 / white))
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+
+
+def _name(source):
+    """The name of an image for messages."""
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "the given image"
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if hasattr(source, "read"):
+        return getattr(source, "name", "the given image")
+    raise ValueError(f"an image must be a path, a file object or a PIL image, got {type(source).__name__}")

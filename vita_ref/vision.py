@@ -1,10 +1,13 @@
-"""The eye: tiles of pixels -> InternViT -> pixel shuffle -> projector -> rows as wide as the decoder.
+"""The vision tower (InternViT), the pixel shuffle behind it, and the projector into the decoder.
 
-    pixels [N, 3, 448, 448] -> patches [N, 1025, 1024] -> shuffled [N, 256, 4096] -> [N, 256, D]
+    tiles [N, 3, 448, 448] -> embeddings and layers [N, 1025, 1024] -> pixel shuffle [N, 256, 4096]
+    -> projector [N, 256, 3584]
 
-Letters here: N tiles, P positions in the tower (patches and the class token), C tower width,
-H heads, K head size, F MLP width, X and Y the grid's columns and rows, R the shuffle, V positions
-given to the decoder, D its width.
+A tile has 32 x 32 patches of 14 x 14 pixels, and a class token in front. The shuffle joins 2 x 2 patches, so a tile
+takes 256 positions of the prompt.
+
+N tiles, P positions in the tower (class token and patches), E width of the tower, H heads, K head size, F MLP width,
+Y and X rows and columns of the patch grid, R shuffle factor, V positions of a tile in the prompt, D decoder width.
 
 Test: ``pytest tests/test_vision.py``
 """
@@ -15,51 +18,69 @@ from torch.nn import functional as F
 
 
 class Embeddings(nn.Module):
-    """Patches by a convolution, the class token in front, learned positions added."""
+    """Patches by a convolution, a class token in front, and a learned position embedding added to each."""
 
     def __init__(self, config):
         super().__init__()
-        c, size = config.hidden_size, config.patch_size
-        self.class_embedding = nn.Parameter(torch.zeros(1, 1, c))
-        self.position_embedding = nn.Parameter(torch.zeros(1, config.grid**2 + 1, c))
-        self.patch_embedding = nn.Conv2d(config.num_channels, c, size, size)
+        width, patch = config.hidden_size, config.patch_size
+        self.class_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1, config.grid**2 + 1, width))
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch)
 
     def forward(self, pixels):
-        patches = self.patch_embedding(pixels)  # [N, C, Y, X]
+        """Shapes: [N, 3, height, width] -> [N, P, E]"""
+        patches = self.patch_embedding(pixels)  # [N, E, Y, X]
         n, _, rows, columns = patches.shape
-        x = torch.cat([self.class_embedding.expand(n, -1, -1), patches.flatten(2).mT], 1)  # [N, P, C]
-        return x + self.positions(rows, columns)
+        patches = patches.flatten(2).mT  # [N, Y*X, E]
+        x = torch.cat([self.class_embedding.expand(n, -1, -1), patches], 1)  # [N, P, E]
+        return x + self.positions(rows, columns)  # [N, P, E]
 
     def positions(self, rows, columns):
-        """The learned grid, stretched (bicubic, in float32) where a picture's grid is another."""
+        """The position embeddings [1, P, E]. For a grid of another size they are interpolated, in float32."""
         table = self.position_embedding
         side = round((table.shape[1] - 1) ** 0.5)
         if (rows, columns) == (side, side):
             return table
-        grid = table[:, 1:].mT.unflatten(2, (side, side)).float()  # [1, C, side, side]
-        grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)  # [1, C, Y, X]
-        return torch.cat([table[:, :1], grid.flatten(2).mT.to(table.dtype)], 1)
+        grid = table[:, 1:].mT.unflatten(2, (side, side)).float()  # [1, E, side, side]
+        grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)  # [1, E, Y, X]
+        return torch.cat([table[:, :1], grid.flatten(2).mT.to(table.dtype)], 1)  # [1, Y*X+1, E]
+
+
+class VisionAttentionCore(nn.Module):
+    """Attention without its projections: a module of its own, so that a hook sees the q, k and v that were used."""
+
+    def forward(self, q, k, v, need_weights=False):
+        """Every position sees every other. The weights are None unless they are requested.
+
+        Shapes: q, k and v [N, H, P, K] -> [N, H, P, K] and the weights [N, H, P, P], whose rows sum to one.
+        """
+        if not need_weights:
+            return F.scaled_dot_product_attention(q, k, v), None
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [N, H, P, P]
+        weights = scores.float().softmax(-1).to(q.dtype)  # [N, H, P, P]
+        return weights @ v, weights
 
 
 class VisionAttention(nn.Module):
-    """Every position sees every other."""
+    """Multi-head self-attention without a mask."""
 
     def __init__(self, config):
         super().__init__()
-        c = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.qkv = nn.Linear(c, 3 * c, bias=config.qkv_bias)
-        self.proj = nn.Linear(c, c)
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.core = VisionAttentionCore()
 
     def forward(self, x):
-        n, p, c = x.shape
-        qkv = self.qkv(x).view(n, p, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)  # [3, N, H, P, K]
-        out = F.scaled_dot_product_attention(*qkv)  # [N, H, P, K]
-        return self.proj(out.transpose(1, 2).flatten(2))
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # [N, P, 3, H, K]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, P, K]
+        out, _ = self.core(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))  # [N, P, E]
 
 
 class VisionMLP(nn.Module):
-    """Two linear maps with the exact (erf) GELU between them."""
+    """Two linear layers with the exact (erf) GELU between them."""
 
     def __init__(self, config):
         super().__init__()
@@ -67,27 +88,28 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden = F.gelu(self.fc1(x))  # [N, P, F]
+        return self.fc2(hidden)  # [N, P, E]
 
 
 class VisionLayer(nn.Module):
-    """Attention and MLP behind their norms, each branch scaled per channel by ls1 and ls2."""
+    """Attention, then the MLP. Each has a LayerNorm in front, is scaled by channel, and is added to its input."""
 
     def __init__(self, config):
         super().__init__()
-        c = config.hidden_size
+        width = config.hidden_size
         self.attn, self.mlp = VisionAttention(config), VisionMLP(config)
-        self.norm1 = nn.LayerNorm(c, config.layer_norm_eps)
-        self.norm2 = nn.LayerNorm(c, config.layer_norm_eps)
-        self.ls1, self.ls2 = nn.Parameter(torch.ones(c)), nn.Parameter(torch.ones(c))
+        self.norm1 = nn.LayerNorm(width, config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(width, config.layer_norm_eps)
+        self.ls1, self.ls2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
 
     def forward(self, x):
-        x = x + self.attn(self.norm1(x)) * self.ls1  # [N, P, C]
-        return x + self.mlp(self.norm2(x)) * self.ls2
+        x = x + self.attn(self.norm1(x)) * self.ls1  # [N, P, E]
+        return x + self.mlp(self.norm2(x)) * self.ls2  # [N, P, E]
 
 
 class VisionEncoder(nn.Module):
-    """The layers, one after the other."""
+    """The layers. A module of its own because the checkpoint names it."""
 
     def __init__(self, config):
         super().__init__()
@@ -95,26 +117,27 @@ class VisionEncoder(nn.Module):
 
     def forward(self, x):
         for layer in self.layers:
-            x = layer(x)  # [N, P, C]
+            x = layer(x)  # [N, P, E]
         return x
 
 
 def pixel_shuffle(x, factor):
-    """Space to depth: ``factor`` x ``factor`` neighbours become one position with their channels side by side.
+    """Joins ``factor`` x ``factor`` neighbours to one position, with their channels side by side (space to depth).
 
-    Channels come in the order (row offset, column offset, channel); the grid is row by row.
-    Shapes: [N, Y, X, C] -> [N, Y/R, X/R, R*R*C].
+    Channels are in the order (row, column, channel), row and column being those inside the square of neighbours.
+    Shapes: [N, Y, X, E] -> [N, Y/R, X/R, R*R*E]
+    Raises: ValueError if ``factor`` does not divide Y and X.
     Source: upstream internvit_encoder.py:41-53.
     """
-    n, rows, columns, c = x.shape
+    n, rows, columns, width = x.shape
     if rows % factor or columns % factor:
-        raise ValueError(f"a grid of {rows} x {columns} patches cannot be shuffled by {factor}")
-    x = x.view(n, rows // factor, factor, columns // factor, factor, c)  # [N, Y/R, R, X/R, R, C]
-    return x.transpose(2, 3).flatten(3)
+        raise ValueError(f"a grid of {rows} x {columns} patches cannot be shuffled by {factor}: it must divide both")
+    x = x.view(n, rows // factor, factor, columns // factor, factor, width)  # [N, Y/R, R, X/R, R, E]
+    return x.transpose(2, 3).flatten(3)  # [N, Y/R, X/R, R*R*E]
 
 
 class VisionTower(nn.Module):
-    """InternViT and the shuffle: pixels to features.
+    """InternViT and the pixel shuffle: from pixels to the features that the projector takes.
 
     Source: upstream internvit/modeling_intern_vit.py and internvit_encoder.py; checkpoint prefix
     ``model.vision_tower.vision_tower.``
@@ -126,24 +149,36 @@ class VisionTower(nn.Module):
         self.embeddings, self.encoder = Embeddings(config), VisionEncoder(config)
 
     def forward(self, pixels):
-        """Shapes: [N, 3, Y, X] normalised pixels, any multiple of the patch -> [N, V, R*R*C]."""
+        """Features of normalised tiles. Height and width may differ from ``config.image_size``.
+
+        Shapes: [N, 3, height, width] -> [N, V, R*R*E]
+        Raises: ValueError if height or width is not a multiple of the patch size (times the shuffle factor).
+        """
+        c = self.config
+        self._check(pixels)
+        rows, columns = pixels.shape[2] // c.patch_size, pixels.shape[3] // c.patch_size
+        x = self.encoder(self.embeddings(pixels))  # [N, P, E]
+        if not c.keep_class_token:
+            x = x[:, 1:]  # [N, Y*X, E]
+        x = x * c.feature_scale  # quirk: as in upstream, features are halved and no LayerNorm follows the layers
+        if c.shuffle > 1:
+            x = pixel_shuffle(x.unflatten(1, (rows, columns)), c.shuffle).flatten(1, 2)  # [N, V, R*R*E]
+        return x
+
+    def _check(self, pixels):
         c = self.config
         if pixels.dim() != 4 or pixels.shape[1] != c.num_channels:
             raise ValueError(f"pixels must be [N, {c.num_channels}, height, width], got {list(pixels.shape)}")
         if pixels.shape[2] % c.patch_size or pixels.shape[3] % c.patch_size:
             raise ValueError(f"height and width must be multiples of {c.patch_size}, got {list(pixels.shape)}")
-        rows, columns = pixels.shape[2] // c.patch_size, pixels.shape[3] // c.patch_size
-        x = self.encoder(self.embeddings(pixels))  # [N, P, C]
-        if not c.keep_class_token:
-            x = x[:, 1:]  # [N, Y*X, C]
-        x = x * c.feature_scale  # quirk: see VisionConfig; there is no final norm either
-        if c.shuffle > 1:
-            x = pixel_shuffle(x.unflatten(1, (rows, columns)), c.shuffle).flatten(1, 2)  # [N, V, R*R*C]
-        return x
 
 
 class Projector(nn.Sequential):
-    """Linear, erf GELU, Linear: features to rows of the decoder's width ("mlp2x_gelu"), prefix ``model.mm_projector.``"""
+    """Linear, erf GELU, Linear: from features to rows as wide as the decoder's (called "mlp2x_gelu" upstream).
+
+    Shapes: [N, V, R*R*E] -> [N, V, D]
+    Source: checkpoint prefix ``model.mm_projector.``
+    """
 
     def __init__(self, feature_size, width):
         super().__init__(nn.Linear(feature_size, width), nn.GELU(), nn.Linear(width, width))

@@ -1,0 +1,40 @@
+"""The statistics file of the audio encoder, ``global_cmvn``, for comparing and converting.
+
+The model does not read it: checkpoints hold both statistics as buffers.
+
+M mel bins.
+
+Test: ``pytest tests/files/test_cmvn.py``
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+
+def read_cmvn(path, is_json):
+    """Mean and 1 / standard deviation of each mel bin. The file has sums over the training data.
+
+    Shapes: -> two of [M] float32
+    Raises: ValueError if the file is missing or has another format.
+    Source: upstream whale/cmvn.py: JSON, or Kaldi's text.
+    """
+    try:
+        sums, squares, count = _read_sums(Path(path).read_text(encoding="utf-8"), is_json)
+        sums, squares = torch.tensor([sums, squares], dtype=torch.float64)
+        mean = sums / count  # [M]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"cannot read cmvn statistics from {path} (is_json={is_json}): {error}") from None
+    variance = (squares / count - mean.square()).clamp(min=1e-20)  # [M]
+    return mean.float(), variance.rsqrt().float()
+
+
+def _read_sums(text, is_json):
+    """Sums and sums of squares by bin, and the number of frames. Kaldi writes ``[ sums count squares 0 ]``."""
+    if is_json:
+        stats = json.loads(text)
+        return stats["mean_stat"], stats["var_stat"], stats["frame_num"]
+    numbers = [float(x) for x in text.strip().removeprefix("[").removesuffix("]").split()]
+    half = len(numbers) // 2
+    return numbers[: half - 1], numbers[half:-1], numbers[half - 1]
