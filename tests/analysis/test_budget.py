@@ -359,7 +359,7 @@ def test_what_is_cut_off_and_what_is_not_there_is_told(run, tmp_path):
     ask = ("--model", folder, "--prompt", "hi", "--raw")
     assert "cut off" not in run(*ask)[1] and "without" not in run(*ask)[1]
     assert "2 more do not fit" in run(*ask[:3], "hi" * 5, "--raw")[1]
-    (folder / make_checkpoint.EYE).rename(tmp_path / "elsewhere")
+    (folder / make_checkpoint.VISION_FOLDER).rename(tmp_path / "elsewhere")
     status, out, _ = run(*ask)
     assert status == 0 and "without vision: its folder" in out and "  vision  " not in out.split("KV cache")[0]
 

@@ -320,7 +320,7 @@ def asked(folder, question):
 def test_a_planted_change_in_one_layer_is_named_first(run, asked, weight, tmp_path):
     vita, ready, right = asked
     state = vita.state_dict()
-    own = make_checkpoint.module_names(vita, make_checkpoint.TABLE)[weight]
+    own = make_checkpoint.module_names(vita, make_checkpoint.PREFIXES)[weight]
     before = state[own].clone()
     try:
         state[own] += 0.1 * torch.randn(before.shape, generator=torch.Generator().manual_seed(2))
