@@ -3,13 +3,12 @@
 import copy
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from vita_ref import Vita
 from vita_ref.config import VisionConfig, VitaConfig
@@ -21,7 +20,6 @@ from vita_ref.vision import (
     pixel_shuffle,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
 BOUND = 2e-5
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 999)
@@ -44,10 +42,6 @@ def off(got, want):
     """The largest difference; infinite if there is a NaN."""
     assert got.shape == want.shape
     return float((got.double() - want.double()).abs().nan_to_num(nan=torch.inf).max())
-
-
-def case(name):
-    return load_file(GOLDEN / "cases" / f"{name}.safetensors")
 
 
 @pytest.fixture(scope="module")

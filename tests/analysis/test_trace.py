@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tools import dump, make_checkpoint
 from vita_ref import KVCache, Vita, VitaConfig, decoder, generate, vision
@@ -35,10 +36,6 @@ TINY = replace(
     eos_token_ids=(299,),
     dtype="float32",
 )
-
-
-def golden(name):
-    return load_file(GOLDEN / f"cases/{name}.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,6 @@ from vita_ref.decoder import Decoder
 from vita_ref.files import checkpoint
 from vita_ref.loading import PREFIXES
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 INDEX = "model.safetensors.index.json"
 PREFIXES = {"decoder.": "model.", "decoder.lm_head.": "lm_head.", "stats.": "measured."}
 MAPS = Path("/proc/self/maps")

@@ -4,6 +4,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -11,8 +12,6 @@ from torch.nn import functional as F
 
 from vita_ref import Vita
 from vita_ref.scale.int8 import Int8Linear, assign, int8_linear, quantize
-
-GOLDEN = "tests/golden/checkpoint"
 
 
 @settings(deadline=None, max_examples=25)
