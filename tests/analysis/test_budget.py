@@ -4,6 +4,7 @@ import itertools
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.decoder import Decoder
 from vita_ref.files import checkpoint
-from vita_ref.loading import PREFIXES
+from vita_ref.loading import PREFIXES as VITA_PREFIXES
 
 INDEX = "model.safetensors.index.json"
 PREFIXES = {"decoder.": "model.", "decoder.lm_head.": "lm_head.", "stats.": "measured."}
@@ -454,7 +454,7 @@ def test_the_full_size_model_has_the_names_and_shapes_of_the_released_one():
     with torch.device("meta"):
         vita = Vita(VitaConfig.preset("vita-1.5"))
     state = vita.state_dict()
-    built = {name: list(state[own].shape) for name, own in checkpoint.module_names(vita, PREFIXES).items()}
+    built = {name: list(state[own].shape) for name, own in checkpoint.module_names(vita, VITA_PREFIXES).items()}
     assert built == expected and len(built) == listed["n_tensors"] == 1159
     assert sum(t.numel() for t in state.values()) == listed["total_elements"] == 8_322_947_232
 

@@ -198,7 +198,7 @@ def test_a_module_that_is_not_always_fast_is_so_within_fast_products_and_in_that
                 pass
             assert uses_the_table(fast, x)
             elsewhere = []
-            thread = threading.Thread(target=lambda fast=fast: elsewhere.append(uses_the_table(fast, x)))
+            thread = threading.Thread(target=lambda fast=fast, elsewhere=elsewhere: elsewhere.append(uses_the_table(fast, x)))
             thread.start()
             thread.join()
             assert elsewhere == [False]
