@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from .masks import new_columns
+from .splice import count_message
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -62,6 +65,23 @@ class Inputs(NamedTuple):
     labels: torch.Tensor | None
     segments: list | None
     batch: Batch
+
+
+def text_ids(batch, config, cache=None):
+    """The ids of a batch without media: padding, which may be any id, becomes 0.
+
+    Raises: ValueError for placeholders.
+    """
+    ids, mask = batch.input_ids, batch.attention_mask
+    if ids.is_meta:
+        return ids
+    if mask is not None and mask.device == ids.device:
+        real = new_columns(mask, *ids.shape, cache)
+        ids = ids if real is None else ids.where(real, 0)  # [B, S]
+    for kind, token in (("image", config.image_token_index), ("audio", config.audio_token_index)):
+        if count := int((ids == token).sum()):
+            raise ValueError(count_message(count, 0, kind))
+    return ids
 
 
 def check_inputs(x):
