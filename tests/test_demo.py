@@ -7,7 +7,8 @@ import pytest
 import second_world as world
 
 from vita_ref import Vita
-from vita_ref.generate import demo_folder, main
+from vita_ref.generate import main
+from vita_ref.loading import demo_folder
 
 FOLDER = Path(__file__).parent.parent / "weights" / "demo"
 

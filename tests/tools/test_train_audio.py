@@ -29,7 +29,7 @@ from tools.demo.train_audio import (
 )
 from vita_ref import Vita
 
-DEMO = Path(__file__).parent.parent / "weights" / "demo"
+DEMO = Path(__file__).parents[2] / "weights" / "demo"
 SP = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
 CONFIG = demo_config(SP, EAR)
 
