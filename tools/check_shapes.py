@@ -49,9 +49,10 @@ from vita_ref.config import (
 from vita_ref.files.cmvn import read_cmvn
 from vita_ref.model import Vita
 from vita_ref.scale import int8 as quant
-from vita_ref.scale import products
-from vita_ref.speech import Speech, penalised
+from vita_ref.scale import products as linear
+from vita_ref.speech import Speech
 from vita_ref.voice import vocoder
+from vita_ref.voice.decoder import apply_penalty
 
 FOLDER = Path(__file__).resolve().parents[1] / "vita_ref"
 COMMENT = re.compile(r"#\s*(?:each\s+)?\[([^\]]*)\]")
@@ -61,15 +62,16 @@ NAMES = {  # letters as integers at hand that are not called so: in a file, or i
     "cache.next_positions": {"B": "self.keys.shape[1]", "T": "self.length"},
     "decoder": {"H": "heads", "G": "groups"},
     "decoder.next_token_loss": {"B": "labels.shape[0]", "S": "labels.shape[1]"},
-    "products": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
+    "image.load_tiles": {"R": "rows", "C": "columns", "E": "tile"},
+    "scale.products": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
     "model.generate": {"B": "len(x.embeds)", "G": "len(written)"},
     "model.spoken_pieces": {"S": "len(ids)"},
-    "speech.prefill": {"U": "rows.shape[1]"},
+    "voice.decoder.prefill": {"U": "rows.shape[1]"},
     "splice": {"L": "longest"},
     "splice.shared_position_ids": {"L": "length"},
     "video": {"X": "edge", "Y": "edge"},
     "vision": {"X": "columns", "Y": "rows", "R": "factor"},
-    "vocoder.cut": {"W": "len(sound)"},
+    "voice.vocoder.split_quiet": {"W": "len(sound)"},
 }
 
 
@@ -103,8 +105,13 @@ class Claim:
         return self.faults[0] if self.faults else "" if self.first else "it stands at no assignment and no return"
 
 
-def read(file):
-    """The claims of one file."""
+def name_of(file, folder):
+    """How claims and the tables here name a file: "decoder", or "voice.decoder" in a sub-package."""
+    return ".".join(Path(file).relative_to(folder).with_suffix("").parts)
+
+
+def read(file, folder=FOLDER):
+    """The claims of one file of the folder."""
     statements = {}
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return)) and node.value:
@@ -113,7 +120,8 @@ def read(file):
         comments = [t for t in tokenize.tokenize(source.readline) if t.type == tokenize.COMMENT]
     for comment in comments:
         if found := COMMENT.match(comment.string):
-            claim = Claim(file.stem, comment.start[0], found[0], [s.strip() for s in found[1].split(",") if s.strip()])
+            sizes = [s.strip() for s in found[1].split(",") if s.strip()]
+            claim = Claim(name_of(file, folder), comment.start[0], found[0], sizes)
             if not all(map(is_expression, claim.sizes)):
                 claim.faults.append("it cannot be read")
             elif node := statements.get(claim.line):
@@ -154,8 +162,10 @@ class Watch:
         """The claims in a piece of code, by the first line of their statements."""
         file = Path(code.co_filename)
         own = FOLDER in file.parents and not code.co_name.startswith("<")  # a comprehension shares its function's line
-        numbers = {line for *_, line in code.co_lines()} if own else ()
-        return {c.first: c for c in self.claims if c.first in numbers and c.file == file.stem}
+        if not own:
+            return {}
+        name, numbers = name_of(file, FOLDER), {line for *_, line in code.co_lines()}
+        return {c.first: c for c in self.claims if c.first in numbers and c.file == name}
 
     def follow(self, here, found):
         """A trace function for one call: holds a claim as soon as its statement is left without an exception."""
@@ -250,7 +260,14 @@ CODEC = CodecConfig(1024, (0,) * 8, (8, 5, 5, 3), (16, 11, 11, 5), 512, (3,), ((
 def text_letters(d):
     heads = {"H": d.num_attention_heads, "G": d.num_key_value_heads, "K": d.head_dim, "L": d.num_hidden_layers}
     text = heads | {"D": d.hidden_size, "V": d.vocab_size, "F": d.intermediate_size}
-    return {"decoder": text, "cache": text, "speech": text, "trace": text, "sampling": {"V": d.vocab_size}}
+    return {
+        "decoder": text,
+        "cache": text,
+        "speech": text,
+        "voice.decoder": text,
+        "analysis.trace": text,
+        "sampling": {"V": d.vocab_size},
+    }
 
 
 def letters(config):
@@ -358,8 +375,8 @@ def speak(speech):
     rows = torch.randn(3, 2 * TALKER.decoder.hidden_size)
     list(speech.stream(rows, chunk=1, padding=1, window=7, threshold=9.0, max_tokens=2))
     list(speech.tokens(rows, top_k=3, penalty_window=4, max_tokens=2))
-    penalised(torch.randn(1, TALKER.decoder.vocab_size), [1, 2], 1.1)
-    vocoder.cut(torch.zeros(5), torch.zeros(9), 4, 0.1)
+    apply_penalty(torch.randn(1, TALKER.decoder.vocab_size), [1, 2], 1.1)
+    vocoder.split_quiet(torch.zeros(5), torch.zeros(9), 4, 0.1)
 
 
 def runs():
@@ -386,7 +403,7 @@ def runs():
 
 def check(folder=FOLDER, only=""):
     """The claims in the files of a folder (this one, or a copy with other comments) after all runs, or some."""
-    claims = [claim for file in sorted(Path(folder).rglob("*.py")) for claim in read(file)]
+    claims = [claim for file in sorted(Path(folder).rglob("*.py")) for claim in read(file, folder)]
     watch, before = Watch(claims), sys.gettrace()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

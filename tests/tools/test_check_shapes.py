@@ -59,7 +59,8 @@ def test_every_shape_comment_is_executed_and_true(report):
 
 
 def test_the_parts_of_the_model_are_held_at_full_size(report):
-    for file in ("cache", "decoder", "fbank", "image", "quant", "sampling", "speech", "splice", "vision", "vocoder"):
+    reading = ("cache", "decoder", "fbank", "image", "sampling", "speech", "splice", "vision")
+    for file in (*reading, "scale.int8", "voice.decoder", "voice.vocoder"):
         assert report["files"][file]["full size"] == report["files"][file]["claims"] > 0
     runs = {run for c in report["claims"] for run in c["runs"]}
     assert runs == {"vita-1.5", "documented", "small", "speech"}
@@ -144,7 +145,7 @@ def test_statements_of_every_kind_are_looked_at_once_they_are_done(tmp_path, mon
     spec = importlib.util.spec_from_file_location("toy", file)
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
-    found, before = list(read(file)), sys.gettrace()
+    found, before = list(read(file, tmp_path)), sys.gettrace()
     sys.settrace(Watch(found))
     try:
         toy.several(3)
