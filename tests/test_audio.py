@@ -368,7 +368,7 @@ def test_the_adapter_takes_later_positions_and_no_earlier_ones():  # quirk: padd
     encoder = build(TINY)
     x = noise(1, 11, TINY.hidden_size)
     changed = x.clone()
-    changed[:, 6] += 1  # outputs 2 and 3 take the positions 4 to 7 and 6 to 9
+    changed[:, 7] += 1  # outputs 2 and 3 take the positions 4 to 7 and 6 to 9; padded on both sides, 3 and 4 would
     difference = (encoder.adapt(x, torch.tensor([11])) - encoder.adapt(changed, torch.tensor([11]))).abs().amax((0, 2))
     assert (difference > 1e-4).tolist() == [False, False, True, True, False, False]
 

@@ -188,6 +188,12 @@ def test_ids_around_placeholders_are_those_of_upstream(case):
     assert as_tensor.tolist() == case["image_audio_token"]
 
 
+def test_each_text_beside_a_placeholder_is_encoded_by_itself():  # quirk
+    tokenizer = WordTokenizer(None)
+    [to], [day] = tokenizer("to").input_ids, tokenizer("day").input_ids
+    assert tokenizer_image_token("to<image>day", tokenizer, image_token_index=-3) == [to, -3, day]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["<image>", "<audio>", " word ", "two words", "<im", "age>"]), max_size=8))
 def test_encode_prompt_gives_the_ids_of_upstreams_function_where_images_and_audios_are_given(parts):

@@ -90,7 +90,7 @@ BUGS = [
            "for seed in seeds.tolist()]", "for seed in seeds[:1].tolist() * rows]", "test_sampling.py"),
     # ---- the splice
     Mutant("media order swapped", "splice.py", "kind: iter(values) for", "kind: iter(values[::-1]) for", "test_splice.py"),
-    Mutant("truncation keeps the end", "splice.py", "row.embeds[:max_length]", "row.embeds[-max_length:]", "test_splice.py"),
+    Mutant("truncation keeps the end", "splice.py", "Row(row.embeds[:length],", "Row(row.embeds[-length:],", "test_splice.py"),
     Mutant("stride restarts where images touch", "splice.py",
            "if merged and merged[-1][1] == start:", "if False:", "test_splice.py"),
     Mutant("position off by one after the splice", "splice.py",
@@ -182,7 +182,7 @@ CORRECTIONS = [  # of quirks: each has at least one, with the test that does not
     Mutant("a token across a placeholder", "prompt.py",
            "piece_ids = tokenizer(piece).input_ids",
            "piece_ids = tokenizer(first + piece).input_ids[len(tokenizer(first).input_ids) :]",
-           "test_prompt.py::test_ids_around_placeholders_are_those_of_upstream", "encoded by itself"),
+           "test_prompt.py::test_each_text_beside_a_placeholder_is_encoded_by_itself", "encoded by itself"),
     Mutant("a newline after the last answer", "prompt.py",
            "ends_with_separator=False,\n            stop=(\"<|im_start|>\",)",
            "ends_with_separator=True,\n            stop=(\"<|im_start|>\",)",
