@@ -23,6 +23,7 @@ from vita_ref.scale.products import (
     FastLinear,
     FastTiedHead,
     PackedLinear,
+    can_pack,
     choose,
     fast_products,
     linear,
