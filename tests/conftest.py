@@ -1,19 +1,27 @@
-"""Tests may import the programs in ``tools/``; one thread keeps them quick beside other work; what they share."""
+"""What the tests share: the golden data, one thread for every test, and imports of the programs in ``tools/``."""
 
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 torch.set_num_threads(1)
+GOLDEN = Path(__file__).parent / "golden"  # what upstream gave; README.md there describes each case
+
+
+def case(name):
+    """The tensors of one golden case, by name."""
+    [file] = GOLDEN.rglob(f"cases/{name}.safetensors")
+    return load_file(file)
 
 
 class Largest(TorchDispatchMode):
-    """While it is entered, the bytes of the largest storage that any operation gives are in ``count``."""
+    """Inside its ``with`` block: ``count`` is the size in bytes of the largest storage that an operation has returned."""
 
     count = 0
 
