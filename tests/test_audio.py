@@ -6,10 +6,10 @@ Run: ``pytest tests/test_audio.py``
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -26,7 +26,6 @@ from vita_ref.audio import (
 from vita_ref.config import AudioConfig, VitaConfig
 from vita_ref.files.folders import read_config
 
-GOLDEN = Path(__file__).parent / "golden"
 FOLDER = "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 PREFIX = "model.audio_encoder."
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -91,10 +90,6 @@ def golden_encoder(kind=""):
         encoder = AudioEncoder(audio, config.decoder.hidden_size)
     encoder.load_state_dict(golden_weights(kind), strict=True, assign=True)
     return encoder.eval()
-
-
-def case(name):
-    return load_file(GOLDEN / "cases" / f"{name}.safetensors")
 
 
 def golden_case(name):

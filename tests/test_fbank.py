@@ -1,25 +1,19 @@
-"""The filter bank against Kaldi's definition, golden data and its own properties. Run: ``pytest tests/test_fbank.py``"""
+"""The filter bank against Kaldi's definition, golden data and properties. Run: ``pytest tests/test_fbank.py``"""
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from vita_ref.fbank import FLOOR, FRAME_BLOCK, load_sound, log_mel
 
-GOLDEN = Path(__file__).parent / "golden"
 RATE = 16000
-
-
-def case(name):
-    return load_file(GOLDEN / "cases" / f"{name}.safetensors")
 
 
 def noise(*shape, seed=0):

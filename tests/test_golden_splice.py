@@ -1,29 +1,33 @@
-"""Upstream's own splices and answers: what it made of text, images and sounds, made again here.
+"""Text, images and sounds through the splice and the whole model: equal to what upstream's code gives.
 
-Upstream needs a dummy for each medium that a sample lacks (an index of -1); here those are left out.
-Bounds: 5e-5 for floats, exact for ids, masks, positions, labels and lengths.
+Upstream needs a dummy image and a dummy sound for a sample without one; the cases mark them with the index -1. This
+project takes no dummies, so they are left out here. Bounds: 5e-5 for embeddings and logits; ids, masks, positions,
+labels and lengths are equal.
 """
 
 import json
 import shutil
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from safetensors.torch import load_file, save_file
 
 from vita_ref import Vita, splice
 from vita_ref.splice import shared_position_ids
 
-GOLDEN = Path(__file__).parent / "golden"
-CASES = json.loads((GOLDEN / "cases/cases.json").read_text())
 CLOSE = {"atol": 5e-5, "rtol": 0}
-IMAGE, AUDIO = -200, -500
-LENGTHS = {"lengths": "fbank_lengths", "lengths_for_llm": "lengths_for_llm"}
+IMAGE, AUDIO, DUMMY = -200, -500, -1
 SPLICES = sorted(path.stem for path in (GOLDEN / "cases").glob("*splice_*.safetensors"))
 ANSWERS = sorted(path.stem for path in (GOLDEN / "cases").glob("e2e_*.safetensors"))
-POOL = load_file(GOLDEN / "cases/pool.safetensors")
+
+
+def table(name):
+    return json.loads((GOLDEN / f"cases/{name}.json").read_text())
+
+
+CONFIGS = {name: row["config"] for name, row in table("cases").items() if "config" in row}
+POOL = case("pool")  # the images and filter banks that the cases name by index
 
 
 @pytest.fixture(scope="module")
@@ -33,98 +37,93 @@ def vita():
 
 @pytest.fixture(scope="module")
 def prompted(tmp_path_factory):
-    """The checkpoint with learned rows in front of every sound, as the variant folder has them."""
+    """The checkpoint with learned rows in front of every sound: the folder and its variant, merged."""
     folder, variant = tmp_path_factory.mktemp("variant") / "checkpoint", GOLDEN / "variants/audio_prompt"
     shutil.copytree(GOLDEN / "checkpoint", folder, copy_function=shutil.copyfile)
     config = json.loads((folder / "config.json").read_text())
     config |= json.loads((variant / "config_overrides.json").read_text())
     (folder / "config.json").write_text(json.dumps(config))
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    extra = {name: tensor for file in variant.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    extra = load_file(variant / "extra.safetensors")
     save_file(extra, folder / "extra.safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"] |= dict.fromkeys(extra, "extra.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return Vita.from_pretrained(folder)
 
 
-@cache
-def case(name):
-    return load_file(GOLDEN / f"cases/{name}.safetensors"), CASES[name]["config"]
+def images(t):
+    """The images of a case in the order of its placeholders: [3, H, W] each, or [F, 3, H, W] for a list of tiles."""
+    pool, index = POOL["images"], t["images_index"]
+    if "images_split" in t:
+        return [pool[tiles] for tiles in index.split(t["images_split"].tolist()) if DUMMY not in tiles]
+    return list(pool[index[index != DUMMY]])
 
 
-def media(t):
-    """The pictures and sounds that the placeholders take, dummies left out."""
-    sizes = t["images_split"].tolist() if "images_split" in t else [1] * len(t["images_index"])
-    groups = [part for part in t["images_index"].split(sizes) if -1 not in part]
-    pictures = [POOL["images"][part if "images_split" in t else part[0]] for part in groups]
-    heard = t["audios_index"][t["audios_index"] >= 0]
-    banks = [POOL["fbank"][i, : POOL["fbank_lengths"][i]] for i in heard]
-    sounds = {"audios": banks} | {name: POOL[key][heard] for name, key in LENGTHS.items()}
-    return pictures, sounds if len(heard) else None
-
-
-def spliced(vita, t, config):
-    pictures, sounds = media(t)
-    mask = t.get("in_attention_mask")
-    states = t["state_labels"][t["audios_index"] >= 0] if "state_labels" in t else None
-    left = config["tokenizer_padding_side"] == "left"
-    return splice(
-        t["input_ids"],
-        vita.embed,
-        vita.image_features(pictures),
-        vita.audio_features(sounds),
-        mask,
-        t.get("in_labels"),
-        image_token=IMAGE,
-        audio_token=AUDIO,
-        padding_side=config["tokenizer_padding_side"],
-        max_length=config["tokenizer_model_max_length"],
-        shared_v_pid_stride=None if left else config["shared_v_pid_stride"],  # upstream ignores it on the left
-        state_labels=states,
-    )
+def sounds(t):
+    """The filter banks of a case with their lengths, None if it has no sound."""
+    index = t["audios_index"][t["audios_index"] != DUMMY]
+    if len(index) == 0:
+        return None
+    lengths = POOL["fbank_lengths"][index]
+    banks = [POOL["fbank"][i, :length] for i, length in zip(index, lengths)]
+    return {"audios": banks, "lengths": lengths, "lengths_for_llm": POOL["lengths_for_llm"][index]}
 
 
 @pytest.mark.parametrize("name", SPLICES)
 def test_the_splice_is_upstreams(name, vita, request):
-    t, config = case(name)
     model = request.getfixturevalue("prompted") if "audio_prompt" in name else vita
-    got = spliced(model, t, config)
+    t, config = case(name), CONFIGS[name]
+    side = config["tokenizer_padding_side"]
+    state_labels = t["state_labels"][t["audios_index"] != DUMMY] if "state_labels" in t else None
+    got = splice(
+        t["input_ids"],
+        model.embed,
+        model.image_features(images(t)),
+        model.audio_features(sounds(t)),
+        t.get("in_attention_mask"),
+        t.get("in_labels"),
+        image_token=IMAGE,
+        audio_token=AUDIO,
+        padding_side=side,
+        max_length=config["tokenizer_model_max_length"],
+        shared_v_pid_stride=None if side == "left" else config["shared_v_pid_stride"],  # upstream ignores it on the left
+        state_labels=state_labels,
+    )
     torch.testing.assert_close(got.inputs_embeds, t["inputs_embeds"], **CLOSE)
-    real = t["inputs_embeds"].ne(0).any(-1)  # padding is zeros; upstream gives no mask where none came in
+    real = t["inputs_embeds"].ne(0).any(-1)  # [B, S]: padding is zeros; without a mask upstream returns none
     assert got.attention_mask.equal(real) and got.lengths.equal(real.sum(1))
     if "attention_mask" in t:
         assert got.attention_mask.equal(t["attention_mask"].bool())
     if "position_ids" in t:
         assert got.position_ids.equal(t["position_ids"])
-    assert ("labels" in t) == (got.labels is not None)
-    assert got.labels is None or got.labels.equal(t["labels"])
+    if "labels" in t:
+        assert got.labels.equal(t["labels"])
+    else:
+        assert got.labels is None
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_the_answer_is_upstreams(name, vita):
-    t, config = case(name)
-    pictures, sounds = media(t)
-    options = {
+def test_the_logits_and_the_answer_are_upstreams(name, vita):
+    t = case(name)
+    pictures = images(t)
+    given = {
         "images": torch.stack(pictures) if pictures else None,
-        "audios": sounds,
+        "audios": sounds(t),
         "attention_mask": t.get("in_attention_mask"),
-        "shared_v_pid_stride": config["shared_v_pid_stride"],
+        "shared_v_pid_stride": CONFIGS[name]["shared_v_pid_stride"],
     }
-    out = vita(t["input_ids"], **options)
-    ends = [segments[-1][2] - 1 for segments in out.segments]  # the last real column of each row
-    last = torch.stack([logits[end] for logits, end in zip(out.logits, ends)])
-    torch.testing.assert_close(last, t["last_logits"], **CLOSE)
-    assert vita.generate(t["input_ids"], max_new_tokens=12, eos_token_id=(), **options).equal(t["generated"])
-    later = [vita(ids, cache=out.cache).logits[:, 0] for ids in t["generated"][:, :-1].split(1, 1)]
-    steps = torch.stack([last, *later], 1)
-    torch.testing.assert_close(steps, t["step_logits"], **CLOSE)
+    assert vita.generate(t["input_ids"], max_new_tokens=12, eos_token_id=(), **given).equal(t["generated"])
+    out = vita(t["input_ids"], **given)
+    last = [segments[-1][2] - 1 for segments in out.segments]  # the last real column of each row
+    steps = [out.logits[range(len(last)), last]]  # [B, V]
+    torch.testing.assert_close(steps[0], t["last_logits"], **CLOSE)
+    for ids in t["generated"][:, :-1].split(1, 1):  # [B, 1]
+        out = vita(ids, cache=out.cache)
+        steps.append(out.logits[:, 0])
+    torch.testing.assert_close(torch.stack(steps, 1), t["step_logits"], **CLOSE)
 
 
-def table(name):
-    return json.loads((GOLDEN / f"cases/{name}.json").read_text())
-
-
-def test_shared_positions_are_upstreams_where_its_sum_is_exact():
+def test_shared_positions_are_upstreams_where_upstreams_sum_is_exact():
     exact = [row for row in table("shared_positions") if row.get("equals_exact_arithmetic", True)]
     assert len(exact) > 10
     for row in exact:
@@ -133,9 +132,9 @@ def test_shared_positions_are_upstreams_where_its_sum_is_exact():
 
 @pytest.mark.parametrize("row", table("merge_spans"), ids=lambda row: str(row["spans"]))
 def test_spans_that_touch_count_as_one(row):
-    """With a stride longer than all of them, each merged span is one position."""
+    """With a stride that is longer than every span, a merged span has one position id."""
     length = max((end for _, end in row["spans"]), default=0) + 1
     positions = shared_position_ids(row["spans"], length, 100).tolist()
-    inside = [positions[start:end] for start, end in row["merged"]]
-    assert all(len(set(span)) == 1 for span in inside)
-    assert positions[-1] + 1 == length - sum(end - start - 1 for start, end in row["merged"])
+    for start, end in row["merged"]:
+        assert len(set(positions[start:end])) == 1
+    assert positions[-1] + 1 == len(set(positions)) == length - sum(end - start - 1 for start, end in row["merged"])

@@ -6,15 +6,14 @@ import random
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
 
 from vita_ref.image import (
     IMAGENET_MEAN,
@@ -25,7 +24,6 @@ from vita_ref.image import (
     tile_grid,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
 few = settings(max_examples=40, deadline=None)
 
 
@@ -36,10 +34,6 @@ def noise_image(height, width, seed=0):
 def as_bytes(image, kind="PNG", **options):
     image.save(file := io.BytesIO(), kind, **options)
     return file.getvalue()
-
-
-def case(name):
-    return load_file(GOLDEN / "cases" / f"{name}.safetensors")
 
 
 def levels_of(image):

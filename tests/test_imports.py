@@ -1,16 +1,22 @@
-"""Who may import whom: the table of the house, and what has to be installed for what."""
+"""The layout of the package: which file may import which, which libraries it needs and when, how long a file may be.
+
+The names in the tables are the files and folders directly below `vita_ref/`.
+"""
 
 import ast
 import configparser
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "vita_ref").rglob("*.py"))
-READING = {  # the files a learner reads, each with the reading files it may import: downwards, without a cycle
+PACKAGE = ROOT / "vita_ref"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+READING = {  # the files that a learner reads: each imports files further up in this table only
     "config": set(),
     "masks": set(),
     "cache": set(),
@@ -19,116 +25,172 @@ READING = {  # the files a learner reads, each with the reading files it may imp
     "fbank": set(),
     "splice": set(),
     "prompt": set(),
+    "inputs": set(),
     "video": {"image"},
     "vision": {"config"},
     "audio": {"config"},
-    "decoder": {"config", "masks", "cache"},
+    "decoder": {"cache", "config", "masks"},
     "speech": {"cache", "config", "sampling"},
-    "request": {"audio", "config", "fbank", "image", "prompt", "splice", "video"},
+    "request": {"audio", "config", "fbank", "image", "inputs", "prompt", "splice", "video"},
+    "answer": {"prompt"},
+    "loading": {"config", "speech"},
     "model": {
-        *("audio", "cache", "config", "decoder", "masks", "prompt", "request", "sampling", "speech", "splice", "video"),
-        "vision",
+        *("answer", "audio", "cache", "config", "decoder", "inputs", "masks", "prompt", "request", "sampling"),
+        *("speech", "splice", "video", "vision"),
     },
     "generate": {"model", "prompt", "request", "sampling"},
     "__init__": {"cache", "config", "model", "splice"},
 }
-PACKAGES = {  # what the files of a sub-package may import, beside their own package
+SUB_PACKAGES = {  # what a learner skips: what its files may import, besides each other
     "files": {"config"},
-    "voice": {"config", "masks", "cache", "decoder", "sampling", "files"},
-    "scale": {"config", "decoder", "files"},
+    "voice": {"cache", "config", "decoder", "files", "masks", "sampling"},
+    "scale": {"config", "files"},
     "analysis": {*READING, "files", "scale", "voice"} - {"generate", "__init__"},
+    "cli": {"analysis", "loading", "model", "request", "sampling", "scale"},
 }
-MAY_USE = {  # the sub-packages that a reading file may import; a `*`: inside a function only, when it is called
-    "model": {"files", "voice", "scale*"},
+USES = {  # the sub-packages that a reading file may import at its top
+    "answer": {"files"},
+    "generate": {"cli", "files"},
+    "loading": {"files"},
+    "model": {"files", "voice"},
     "speech": {"files", "voice"},
-    "generate": {"analysis*", "scale*", "files"},
+}
+USES_WHEN_CALLED = {  # and inside a function only, so that a request that does not need them does not load them
+    "generate": {"analysis", "scale"},
+    "loading": {"model", "scale"},
+    "model": {"loading", "scale"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
-WHERE_USED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}
-PACKAGE = {"PIL": "Pillow", "yaml": "pyyaml"}
+WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}
+DISTRIBUTION = {"PIL": "Pillow", "yaml": "pyyaml"}  # where it has another name than the module
 
 
-def imported(tree):
-    """The modules that a piece of code imports: (ours, those of others)."""
-    ours, others = set(), set()
+def modules(tree, folder):
+    """The full names of the modules that a piece of code imports; it stands in this folder of the project."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            ours |= {node.module.split(".")[0]} if node.module else {a.name for a in node.names}
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
-            for name in names:
-                first, _, rest = name.partition(".")
-                if first == "vita_ref":
-                    ours |= {rest.split(".")[0]} if rest else {a.name for a in node.names}
-                else:
-                    others.add(first)
-    return ours, others - set(sys.stdlib_module_names)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = folder[: len(folder) - node.level + 1] if node.level else ()
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def ours(tree, *folder):
+    """The files and folders directly below `vita_ref/` that it imports."""
+    return {name.split(".")[1] for name in modules(tree, ("vita_ref", *folder)) if name.startswith("vita_ref.")}
+
+
+def libraries(tree):
+    """The libraries of others that it imports, without Python's own."""
+    anywhere = ("vita_ref", "a", "b")  # a relative import stays inside the package
+    return {name.split(".")[0] for name in modules(tree, anywhere)} - {"vita_ref", *sys.stdlib_module_names}
 
 
 def at_the_top(tree):
-    """The statements that run when a file is imported: functions left out, classes and conditions looked into."""
-    waiting, found = list(tree.body), []
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            continue
-        found += [node] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-        waiting += ast.iter_child_nodes(node)
-    return ast.Module(found, [])
+    """The imports that run when the file is imported: those in classes and conditions, not those in functions."""
+    pending, imports = list(tree.body), []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            imports.append(node)
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            pending += ast.iter_child_nodes(node)
+    return ast.Module(imports, [])
 
 
 def parsed(file):
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def allowed(file):
-    """What a file of the package may import: (anywhere in it, inside functions only)."""
-    if file.parent.name in PACKAGES:
-        return PACKAGES[file.parent.name] | {file.parent.name}, set()
-    assert file.stem in READING, f"{file.name} has no row in the table"
-    packages = MAY_USE.get(file.stem, set())
-    late = {name.removesuffix("*") for name in packages if name.endswith("*")}
-    return READING[file.stem] | {name for name in packages if not name.endswith("*")}, late
+def name_of(file):
+    return file.relative_to(PACKAGE).as_posix()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.name}")
-def test_a_file_imports_only_what_the_table_allows(file):
-    anywhere, in_functions = allowed(file)
-    depth = len(file.relative_to(ROOT / "vita_ref").parts)
-    assert imported(parsed(file), depth)[0] <= anywhere | in_functions
-    assert imported(at_the_top(parsed(file)), depth)[0] <= anywhere
+each_file = pytest.mark.parametrize("file", FILES, ids=name_of)
 
 
-def test_the_reading_files_import_each_other_without_a_cycle():
-    done, left = set(), dict(READING)
-    while left:
-        free = [name for name, needs in left.items() if needs <= done]
-        assert free, f"a cycle among {sorted(left)}"
-        done.update(free)
-        left = {name: needs for name, needs in left.items() if name not in done}
+@each_file
+def test_a_file_imports_only_what_the_tables_allow(file):
+    *folder, _ = file.relative_to(PACKAGE).parts
+    everywhere, top = ours(parsed(file), *folder), ours(at_the_top(parsed(file)), *folder)
+    if folder:
+        assert everywhere <= SUB_PACKAGES[folder[0]] | {folder[0]}
+    else:
+        allowed = READING[file.stem] | USES.get(file.stem, set())
+        assert top <= allowed
+        assert everywhere <= allowed | USES_WHEN_CALLED.get(file.stem, set())
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.name}")
-def test_other_libraries_are_few_and_all_but_three_wait_until_they_are_used(file):
+def test_every_import_that_the_tables_allow_points_the_same_way():
+    """So there is no cycle: each reading file and sub-package can be loaded after those that it imports at its top."""
+    needs = {name: READING[name] | USES.get(name, set()) for name in READING} | SUB_PACKAGES
+    loaded = set()
+    while len(loaded) < len(needs):
+        next_ones = {name for name in needs if name not in loaded and needs[name] <= loaded}
+        assert next_ones, f"a cycle among {sorted(set(needs) - loaded)}"
+        loaded |= next_ones
+
+
+def test_a_reading_file_imports_only_files_further_up_in_the_table():
+    order = list(READING)
+    for name, imported in READING.items():
+        assert all(order.index(other) < order.index(name) for other in imported), name
+
+
+@each_file
+def test_a_library_that_not_every_request_needs_is_imported_when_it_is_called(file):
     tree = parsed(file)
-    assert imported(at_the_top(tree))[1] <= AT_THE_TOP
-    assert imported(tree)[1] <= AT_THE_TOP | WHERE_USED
+    assert libraries(at_the_top(tree)) <= AT_THE_TOP
+    assert libraries(tree) <= AT_THE_TOP | WHEN_CALLED
 
 
-def test_whatever_is_imported_is_declared_in_setup_cfg():
+def test_importing_the_package_and_the_command_line_loads_no_such_library():
+    code = """
+import sys, torch
+before = {name.split(".")[0] for name in sys.modules}
+import vita_ref, vita_ref.generate
+print(*({name.split(".")[0] for name in sys.modules} - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "vita_ref" in loaded
+    assert not loaded & {*WHEN_CALLED, "matplotlib", "transformers", "torchvision"}
+
+
+@each_file
+def test_no_file_is_longer_than_350_lines(file):
+    lines = file.read_text(encoding="utf-8").count("\n")
+    assert lines <= 350
+
+
+def setup_cfg():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
+    return setup
+
+
+def test_setup_cfg_names_every_sub_package():
+    folders = {file.parent.relative_to(ROOT) for file in FILES}
+    named = {line for line in setup_cfg()["options"]["packages"].split() if not line.startswith("vita_ref.weights")}
+    assert {".".join(folder.parts) for folder in folders} == named
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_setup_cfg_declares_every_library():
+    setup = setup_cfg()
     lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
     declared = {re.split(r"[^\w.-]", line)[0].lower() for text in lists for line in text.split("\n") if line}
-    used = set().union(*(imported(parsed(file))[1] for file in FILES))
-    assert {PACKAGE.get(name, name).lower() for name in used} <= declared
+    used = set().union(*(libraries(parsed(file)) for file in FILES))
+    assert used >= {"torch", "PIL", "av"}
+    assert {DISTRIBUTION.get(name, name).lower() for name in used} <= declared
 
 
-def test_the_reader_of_imports_sees_them_all():
-    code = """
+CODE = """
 import os, torch.nn
-from . import cache
+from . import y, z
 from .config import X
+from ..cache import KVCache
 from vita_ref.image import Y
 class A:
     import av
@@ -136,6 +198,17 @@ class A:
         from PIL import Image
         from vita_ref import video
 """
-    tree = ast.parse(code)
-    assert imported(tree) == ({"cache", "config", "image", "video"}, {"torch", "av", "PIL"})
-    assert imported(at_the_top(tree)) == ({"cache", "config", "image"}, {"torch", "av"})
+
+
+def test_relative_imports_are_resolved_from_the_folder_of_the_file():
+    assert ours(ast.parse("from .y import f\nfrom . import z")) == {"y", "z"}
+    assert ours(ast.parse("from .y import f\nfrom . import z"), "files") == {"files"}
+    assert ours(ast.parse("from ..y import f\nfrom .. import z"), "files") == {"y", "z"}
+    assert ours(ast.parse(CODE), "files") == {"files", "cache", "image", "video"}
+
+
+def test_imports_in_functions_are_told_from_those_at_the_top():
+    tree = ast.parse(CODE)
+    assert ours(at_the_top(tree), "files") == {"files", "cache", "image"}
+    assert libraries(tree) == {"torch", "av", "PIL"}
+    assert libraries(at_the_top(tree)) == {"torch", "av"}

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vita_ref.masks import SEE_ALL, Mask, all_columns, count_positions, last_hidden, new_columns
+from vita_ref.masks import (
+    SEE_ALL,
+    Mask,
+    all_columns,
+    count_positions,
+    last_hidden,
+    new_columns,
+)
 
 few = settings(max_examples=60, deadline=None)
 

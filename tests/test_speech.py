@@ -3,10 +3,10 @@
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -18,8 +18,8 @@ from vita_ref.files.speech import read_speech_config
 from vita_ref.speech import Speech, penalised
 from vita_ref.voice.vocoder import cut
 
-GOLDEN = Path(__file__).parent / "golden/tts"
-TABLE = json.loads((GOLDEN / "cases/cases.json").read_text())
+SPEECH = GOLDEN / "tts"
+TABLE = json.loads((SPEECH / "cases/cases.json").read_text())
 DECODER = DecoderConfig(27, 24, 40, 3, 2, 2, 12, rope_theta=1e4, attention_bias=False)
 CODEC = CodecConfig(23, (1, 2), (3, 2), (5, 4), 256, (3, 5), ((1, 2), (1, 3)))
 
@@ -40,11 +40,7 @@ def rows(n, seed=0):
 
 @pytest.fixture(scope="module")
 def golden():
-    return Speech.from_pretrained(GOLDEN)
-
-
-def case(name):
-    return load_file(GOLDEN / f"cases/{name}.safetensors")
+    return Speech.from_pretrained(SPEECH)
 
 
 @pytest.mark.parametrize("name, options", [("ar_eos", {}), ("ar_long", {}), ("ar_penalty", {"penalty_window": 20})])
@@ -224,7 +220,7 @@ def test_the_first_sound_comes_before_the_last_token():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_speaks(dtype):
-    speech = Speech.from_pretrained(GOLDEN, dtype=dtype)
+    speech = Speech.from_pretrained(SPEECH, dtype=dtype)
     t = case("ar_eos")
     cache = speech.decoder.new_cache()
     speech.decoder.prefill(speech.decoder.read(speech.rows(t["hidden"][0])[None]), cache)
@@ -238,10 +234,10 @@ def as_pickles(folder, wrap=False):
     """The golden folder as upstream has it: pickles, one flat or under "model", one nested with an encoder."""
     for part in ("decoder", "codec"):
         (folder / part).mkdir(parents=True)
-        shutil.copy(GOLDEN / part / "model.json", folder / part)
-    decoder = load_file(GOLDEN / "decoder/final.safetensors")
+        shutil.copy(SPEECH / part / "model.json", folder / part)
+    decoder = load_file(SPEECH / "decoder/final.safetensors")
     codec = {"encoder": {"conv.weight": torch.ones(2)}, "generator": {}, "quantizer": {}}
-    for name, tensor in load_file(GOLDEN / "codec/final.safetensors").items():
+    for name, tensor in load_file(SPEECH / "codec/final.safetensors").items():
         part, _, rest = name.partition(".")
         codec[part][rest] = tensor
     torch.save({"model": decoder, "epoch": 3} if wrap else decoder, folder / "decoder/final.pt")
@@ -255,7 +251,7 @@ def test_upstreams_pickles_and_the_converted_files_are_the_same_model(golden, tm
     convert(old, tmp_path / "new")
     assert (
         load_file(tmp_path / "new/codec/final.safetensors").keys()
-        == load_file(GOLDEN / "codec/final.safetensors").keys()
+        == load_file(SPEECH / "codec/final.safetensors").keys()
     )
     want = golden.state_dict()
     for folder in (old, tmp_path / "new"):
@@ -303,7 +299,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, content):
     ],
 )
 def test_loading_is_strict(tmp_path, part, change, told):
-    shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(SPEECH, tmp_path, dirs_exist_ok=True)
     file = tmp_path / part / "final.safetensors"
     changed = {n: t for n, t in (load_file(file) | change).items() if t is not None}
     file.unlink()
@@ -320,7 +316,7 @@ def test_a_folder_without_speech_says_what_it_lacks(tmp_path):
         Speech.from_pretrained(tmp_path)
     for part in ("decoder", "codec"):
         (tmp_path / part).mkdir()
-        shutil.copy(GOLDEN / part / "model.json", tmp_path / part)
+        shutil.copy(SPEECH / part / "model.json", tmp_path / part)
     with pytest.raises(ValueError, match="no final.safetensors and no final.pt"):
         Speech.from_pretrained(tmp_path)
 

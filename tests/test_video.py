@@ -4,28 +4,22 @@ import json
 import math
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
 from torch.nn.functional import grid_sample
 
 from vita_ref.video import frame_indices, load_frames, slow_fast
 
 av = pytest.importorskip("av")
-GOLDEN = Path(__file__).parent / "golden"
 few = settings(max_examples=60, deadline=None)
 STEP = 5  # frame i of a test video has the grey level 5 * i
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "mkv": "libvpx"}
-
-
-def case(name):
-    return load_file(GOLDEN / "cases" / f"{name}.safetensors")
 
 
 def grey_image(number):

@@ -3,13 +3,12 @@
 import copy
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from vita_ref import Vita
 from vita_ref.config import VisionConfig, VitaConfig
@@ -21,7 +20,6 @@ from vita_ref.vision import (
     pixel_shuffle,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
 BOUND = 2e-5
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 999)
@@ -44,10 +42,6 @@ def off(got, want):
     """The largest difference; infinite if there is a NaN."""
     assert got.shape == want.shape
     return float((got.double() - want.double()).abs().nan_to_num(nan=torch.inf).max())
-
-
-def case(name):
-    return load_file(GOLDEN / "cases" / f"{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +144,12 @@ def test_the_attention_core_shows_the_weights_that_multiply_v_and_changes_only_t
     assert calls.pop()[1][1] is None
 
 
-def test_the_attention_core_uses_the_q_k_and_v_that_a_hook_sees():
+def test_the_attention_core_uses_the_k_and_v_that_a_hook_sees():
     attention, x = randomised(VisionAttention(TINY)), noise(2, 7, 12)
+    v = attention.qkv(x)[..., 24:]
+    hook = attention.core.register_forward_pre_hook(lambda core, args: (args[0], torch.zeros_like(args[1]), args[2]))
+    assert off(attention(x), attention.proj(v.mean(1, keepdim=True)).expand(2, 7, 12)) < 1e-5  # equal weights
+    hook.remove()
     attention.core.register_forward_pre_hook(lambda core, args: (args[0], args[1], torch.zeros_like(args[2])))
     assert off(attention(x), attention.proj.bias.expand(2, 7, 12)) == 0
 

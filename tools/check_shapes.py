@@ -37,6 +37,8 @@ import tokenize
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
 
@@ -65,6 +67,7 @@ LOCALS = {  # file, or file.function: letters whose local integer has another na
     "cache.next_positions": {"B": "self.keys.shape[1]", "T": "self.length"},
     "decoder": {"H": "heads", "G": "groups"},
     "decoder.next_token_loss": {"B": "labels.shape[0]", "S": "labels.shape[1]"},
+    "inputs.text_ids": {"B": "batch.input_ids.shape[0]", "S": "batch.input_ids.shape[1]"},
     "masks.last_hidden": {"B": "hidden.shape[0]", "S": "hidden.shape[1]"},
     "model.generate": {"B": "len(x.embeds)"},
     "scale/products": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
@@ -74,6 +77,7 @@ LOCALS = {  # file, or file.function: letters whose local integer has another na
     "splice.shared_position_ids": {"L": "length"},
     "video": {"X": "edge", "Y": "edge"},
     "vision": {"X": "columns", "Y": "rows", "R": "factor"},
+    "voice/speak._pieces": {"S": "len(ids)"},
     "voice/vocoder.cut": {"W": "len(sound)"},
 }
 
@@ -301,6 +305,7 @@ def letters(config):
         "model": width | bins | {"V": d.vocab_size},
         "splice": width,
         "video": width,
+        "voice/speak": width,
     }
 
 
@@ -344,7 +349,7 @@ def run_media(vita, noise):
 
 
 def run_generation(vita):
-    """What needs values: sounds, answers and traces."""
+    """What needs values: sounds, answers, traces and speech."""
     config = vita.config
     sounds = {"audios": [torch.randn(frames, config.audio.num_mel_bins) for frames in (150, 90)]}
     prompts = [torch.tensor([1, config.audio_token_index]), torch.tensor([2, 3, config.audio_token_index])]
@@ -353,6 +358,9 @@ def run_generation(vita):
     with trace(vita):
         vita(torch.arange(12).view(3, 4))
     vita.generate(torch.arange(12).view(3, 4), max_new_tokens=2, eos_token_id=(), do_sample=True)
+    vita.tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
+    vita.speech = SimpleNamespace(stream=lambda rows, voice: [])
+    list(vita.speak_stream("Yes."))
 
 
 def run_audio_encoder(encoder):
@@ -388,12 +396,13 @@ def run_scale():
         weight, scale = int8.quantize(torch.randn(32, 64))
         int8.int8_linear(torch.randn(2, 3, 64, dtype=dtype), weight, scale, torch.zeros(32, dtype=dtype))
     weight = torch.randn(204, 500)  # large enough for every way
-    for rows in (2, 3):
-        products.linear(torch.randn(1, rows, 500), weight, torch.zeros(204))
-        for way in products.ways(weight):
-            way(torch.randn(rows, 500), weight)
-    if torch.backends.mkldnn.is_available():
-        products.pack(packed := products.Linear(500, 204))
+    for way in products.WAYS.values():
+        way(torch.randn(3, 500), weight)
+    with mock.patch.object(products, "choose", lambda x, weight: products.WAYS["halves"]):  # on every processor
+        products.linear(torch.randn(1, 3, 500), weight, torch.zeros(204))
+    if products.can_pack(torch.float32):
+        products.packed_linears(packed := torch.nn.Sequential(torch.nn.Linear(500, 204)))
+        products.pack_weight(packed[0], "weight", weight)
         packed(torch.randn(6, 500))
 
 

@@ -1,9 +1,9 @@
 """Writes a checkpoint folder of random weights: python tools/make_checkpoint.py OUT --preset vita-1.5
 
-One tensor at a time goes to disk, so the 16.6 GB of a full-size model need a few hundred megabytes of memory.
-``vita-1.5`` is laid out as released, with the configs of its eye and ear in folders of their own;
-``qwen2-7b`` and ``qwen2-0.5b`` as Hugging Face writes them; ``demo`` as this project does. The tokenizer
-knows bytes and the special tokens alone. Weights are small normal numbers, norms are one.
+Tensors are written one at a time, so the 16.6 GB of a full-size model need a few hundred megabytes of memory.
+``vita-1.5`` has the layout of the release, with the configs of vision tower and audio encoder in folders of their own;
+``qwen2-7b`` and ``qwen2-0.5b`` that of Hugging Face; ``demo`` and ``documented`` that of this project. The tokenizer
+has the 256 bytes and the special tokens only. Weights are small normal numbers; norms are one.
 """
 
 import argparse
@@ -29,11 +29,11 @@ QWEN2_HALF_B = VitaConfig(
 )
 CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.long: "I64"}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-EYE, EAR = "InternViT-300M-448px", "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
+VISION_FOLDER, AUDIO_FOLDER = "InternViT-300M-448px", "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 
 
 def random_tensor(name, like, dtype, generator):
-    """Values under which a forward pass stays finite: norms and scales one, the rest narrow."""
+    """Values for which a forward pass stays finite: 1 for norms and scales, small normal numbers for the rest."""
     if not like.is_floating_point():
         return torch.zeros(like.shape, dtype=like.dtype)
     if like.dim() == 1 and name.endswith(("weight", "ls1", "ls2", "istd", "running_var")):
@@ -42,37 +42,44 @@ def random_tensor(name, like, dtype, generator):
     return torch.empty(like.shape, dtype=dtype).normal_(0, spread, generator=generator)
 
 
-def write_shards(folder, tensors, dtype, shard_bytes, seed):
-    """Streams tensors (name -> meta tensor) into safetensors files of about ``shard_bytes``, and their index."""
-    def kind(t):
-        return dtype if t.is_floating_point() else t.dtype
-
+def shard_names(sizes, limit):
+    """Splits tensors (name -> bytes) into lists of names, each of at most ``limit`` bytes or of one tensor."""
     shards, size = [[]], 0
-    for name, t in tensors.items():
-        nbytes = t.numel() * kind(t).itemsize
-        if shards[-1] and size + nbytes > shard_bytes:
+    for name, nbytes in sizes.items():
+        if shards[-1] and size + nbytes > limit:
             shards, size = [*shards, []], 0
         shards[-1].append(name)
         size += nbytes
-    generator, weight_map, total = torch.Generator().manual_seed(seed), {}, 0
+    return shards
+
+
+def write_shard(path, tensors, dtypes, generator):
+    """One safetensors file with random values for meta tensors (name -> tensor), written one after the other."""
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, like in tensors.items():
+        end = offset + like.numel() * dtypes[name].itemsize
+        header[name] = {"dtype": CODES[dtypes[name]], "shape": list(like.shape), "data_offsets": [offset, end]}
+        offset = end
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with open(path, "wb") as out:
+        out.write(struct.pack("<Q", len(head)) + head)
+        for name, like in tensors.items():
+            values = random_tensor(name, like, dtypes[name], generator)
+            out.write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def write_shards(folder, tensors, dtype, shard_bytes, seed):
+    """Writes random values for meta tensors (name -> tensor) into one or more files; returns their size in bytes."""
+    dtypes = {name: dtype if t.is_floating_point() else t.dtype for name, t in tensors.items()}
+    sizes = {name: t.numel() * dtypes[name].itemsize for name, t in tensors.items()}
+    shards = shard_names(sizes, shard_bytes)
+    generator, weight_map = torch.Generator().manual_seed(seed), {}
     for number, names in enumerate(shards, 1):
-        single = len(shards) == 1
-        file = "model.safetensors" if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
-        for name in names:
-            end = offset + tensors[name].numel() * kind(tensors[name]).itemsize
-            shape = list(tensors[name].shape)
-            header[name] = {"dtype": CODES[kind(tensors[name])], "shape": shape, "data_offsets": [offset, end]}
-            offset = end
-        head = json.dumps(header).encode()
-        head += b" " * (-len(head) % 8)
-        with open(folder / file, "wb") as out:
-            out.write(struct.pack("<Q", len(head)) + head)
-            for name in names:
-                values = random_tensor(name, tensors[name], dtype, generator)
-                out.write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_shard(folder / file, {name: tensors[name] for name in names}, dtypes, generator)
         weight_map |= dict.fromkeys(names, file)
-        total += offset
+    total = sum(sizes.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
@@ -80,7 +87,7 @@ def write_shards(folder, tensors, dtype, shard_bytes, seed):
 
 
 def write_tokenizer(folder, size):
-    """A byte-level tokenizer of ``size`` ids: 256 bytes, unused fillers, and ChatML's tokens last."""
+    """A byte-level tokenizer of ``size`` ids: 256 bytes, fillers that no text has, and ChatML's tokens at the end."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*plain}))}
     first = size - len(SPECIAL)
@@ -92,7 +99,7 @@ def write_tokenizer(folder, size):
 
 
 def qwen2_json(config, dtype):
-    """A decoder's config as Hugging Face spells it."""
+    """A decoder's config with the keys of Hugging Face."""
     c = config.decoder
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     keys += ("num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "tie_word_embeddings")
@@ -100,14 +107,14 @@ def qwen2_json(config, dtype):
 
 
 def write_towers(folder, config):
-    """The folders of the released eye and ear: their configs; the weights stand in the shards."""
+    """The folders of the released vision tower and audio encoder: configs only; the weights are in the shards."""
     v, a = config.vision, config.audio
-    (folder / EYE).mkdir(exist_ok=True)
-    (folder / EAR).mkdir(exist_ok=True)
+    (folder / VISION_FOLDER).mkdir(exist_ok=True)
+    (folder / AUDIO_FOLDER).mkdir(exist_ok=True)
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
     keys += ("num_channels", "layer_norm_eps", "qkv_bias")
-    eye = {"model_type": "intern_vit_6b", "hidden_act": "gelu", "norm_type": "layer_norm", "qk_normalization": False}
-    (folder / EYE / "config.json").write_text(json.dumps(eye | {k: getattr(v, k) for k in keys}, indent=1))
+    vision = {"model_type": "intern_vit_6b", "hidden_act": "gelu", "norm_type": "layer_norm", "qk_normalization": False}
+    (folder / VISION_FOLDER / "config.json").write_text(json.dumps(vision | {k: getattr(v, k) for k in keys}, indent=1))
     bins = a.num_mel_bins
     sub = {"subsampling-rate": 4, "subsampling-input-dim": bins, "subsampling-output-dim": a.subsampling_size}
     enc = {
@@ -126,13 +133,13 @@ def write_towers(folder, config):
         "model_conf": adapter,
         "dataset_conf": {"fbank_conf": fbank, "resample_conf": {"resample_rate": a.sample_rate}},
     }  # fmt: skip
-    (folder / EAR / "train.yaml").write_text(json.dumps(yaml, indent=1))
+    (folder / AUDIO_FOLDER / "train.yaml").write_text(json.dumps(yaml, indent=1))
     cmvn = {"mean_stat": [0.0] * bins, "var_stat": [1.0] * bins, "frame_num": 1}
-    (folder / EAR / "global_cmvn").write_text(json.dumps(cmvn))
+    (folder / AUDIO_FOLDER / "global_cmvn").write_text(json.dumps(cmvn))
 
 
 def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None):
-    """Writes the folder; gives its bytes of weights. ``config`` may change the preset's sizes."""
+    """Writes the folder and returns the size of its weights in bytes. ``config`` replaces the preset's sizes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = config or (QWEN2_HALF_B if preset == "qwen2-0.5b" else VitaConfig.preset(preset))
@@ -145,8 +152,8 @@ def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None):
         raw = qwen2_json(config, dtype) | {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids)}
         if preset == "vita-1.5":
             write_towers(folder, config)
-            raw |= {"model_type": "vita-Qwen2", "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": f"/train/{EYE}"}
-            raw |= {"mm_audio_encoder": f"/train/{EAR}", "tokenizer_model_max_length": config.tokenizer_model_max_length}
+            raw |= {"model_type": "vita-Qwen2", "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": f"/train/{VISION_FOLDER}"}
+            raw |= {"mm_audio_encoder": f"/train/{AUDIO_FOLDER}", "tokenizer_model_max_length": config.tokenizer_model_max_length}
         (folder / "config.json").write_text(json.dumps(raw, indent=1))
         write_tokenizer(folder, config.eos_token_ids[0] + 1)
     else:

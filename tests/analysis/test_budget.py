@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +25,6 @@ from vita_ref.generate import main
 from vita_ref.loading import demo_folder
 from vita_ref.request import PreparedRequest, collate
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 few = settings(max_examples=10, deadline=None)
 PREFIXES = {  # of the parts, in a checkpoint; the longest that matches counts
     "vision": "model.vision_tower.", "projector": "model.mm_projector.", "audio": "model.audio_encoder.",
@@ -382,7 +382,7 @@ def test_the_table_says_what_is_cut_off_and_which_part_is_missing(run, tmp_path)
     ask = ("--model", folder, "--prompt", "hi", "--raw")
     assert "cut off" not in run(*ask)[1] and "without" not in run(*ask)[1]
     assert "2 more exceed" in run(*ask[:3], "hi" * 5, "--raw")[1]
-    (folder / make_checkpoint.EYE).rename(tmp_path / "elsewhere")
+    (folder / make_checkpoint.VISION_FOLDER).rename(tmp_path / "elsewhere")
     status, out, _ = run(*ask)
     assert status == 0 and "without vision: its folder" in out and "  vision  " not in out.split("KV cache")[0]
 

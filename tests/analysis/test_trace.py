@@ -7,13 +7,13 @@ import json
 import wave
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tools import dump, make_checkpoint
 from vita_ref import KVCache, Vita, VitaConfig, decoder, generate, vision
@@ -23,7 +23,6 @@ from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
 from vita_ref.masks import SEE_ALL
 from vita_ref.request import PreparedRequest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TOWER, LOGITS = {"atol": 2e-5, "rtol": 0}, {"atol": 5e-5, "rtol": 0}
 IMAGE, AUDIO = -200, -500
 TINY = replace(
@@ -35,10 +34,6 @@ TINY = replace(
     eos_token_ids=(299,),
     dtype="float32",
 )
-
-
-def golden(name):
-    return load_file(GOLDEN / f"cases/{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +59,7 @@ def media_request(vita, tiles, sounds):
 
 
 def test_the_layers_of_the_vision_tower_are_upstreams_by_name(vita):
-    t, pool = golden("vision"), golden("pool")
+    t, pool = case("vision"), case("pool")
     with trace(vita) as record:
         vita.encode_images(pool["images"][t["images_index"]])
     names = ["embeddings", *(f"layers.{i:02}" for i in range(len(t["hidden_states"]) - 1)), "tower", "projector"]
@@ -74,9 +69,9 @@ def test_the_layers_of_the_vision_tower_are_upstreams_by_name(vita):
         close(record[f"vision.0.{name}"], want, TOWER)
 
 
-@pytest.mark.parametrize("case", ["audio", "audio_single"])
-def test_the_stages_of_the_audio_encoder_are_upstreams_by_name_and_sound(vita, case):
-    t, pool = golden(case), golden("pool")
+@pytest.mark.parametrize("name", ["audio", "audio_single"])
+def test_the_stages_of_the_audio_encoder_are_upstreams_by_name_and_sound(vita, name):
+    t, pool = case(name), case("pool")
     banks = pool["fbank"][t["audios_index"], : int(t["lengths"].max())]
     with trace(vita) as record:
         vita.encode_audios(banks, t["lengths"])
@@ -92,7 +87,7 @@ def test_the_stages_of_the_audio_encoder_are_upstreams_by_name_and_sound(vita, c
 
 
 def test_the_layers_of_the_decoder_and_the_logits_are_upstreams_by_name(vita):
-    t, layers = golden("text_single"), vita.config.decoder.num_hidden_layers
+    t, layers = case("text_single"), vita.config.decoder.num_hidden_layers
     with trace(vita, deep=True, all_logits=True) as record:
         vita(t["input_ids"])
     outputs = [f"decoder.layers.{i:02}.output" for i in range(layers - 1)]
@@ -102,7 +97,7 @@ def test_the_layers_of_the_decoder_and_the_logits_are_upstreams_by_name(vita):
 
 
 def test_attention_maps_are_upstreams_and_multiply_the_recorded_values(vita):
-    t = golden("text_single")
+    t = case("text_single")
     with trace(vita, deep=True, maps=True) as record:
         vita(t["input_ids"])
     for i, want in enumerate(t["attentions"]):
@@ -113,7 +108,7 @@ def test_attention_maps_are_upstreams_and_multiply_the_recorded_values(vita):
 
 
 def test_keys_and_values_are_upstreams_cache(vita):
-    t = golden("text_incremental")
+    t = case("text_incremental")
     with trace(vita, deep=True) as record:
         vita(t["input_ids"])
     for i, (keys, values) in enumerate(zip(t["key_cache"], t["value_cache"], strict=True)):
@@ -122,9 +117,9 @@ def test_keys_and_values_are_upstreams_cache(vita):
     close(record["logits"], t["full_logits"][:, -1], LOGITS)
 
 
-@pytest.mark.parametrize("case", ["e2e_image_audio", "e2e_image", "e2e_audio"])
-def test_a_recorded_request_ends_in_upstreams_logits_and_tokens(vita, case):
-    t, pool = golden(case), golden("pool")
+@pytest.mark.parametrize("name", ["e2e_image_audio", "e2e_image", "e2e_audio"])
+def test_a_recorded_request_ends_in_upstreams_logits_and_tokens(vita, name):
+    t, pool = case(name), case("pool")
     images = [pool["images"][i][None] for i in t["images_index"] if i >= 0]
     sounds = [pool["fbank"][i, : pool["fbank_lengths"][i]] for i in t["audios_index"] if i >= 0]
     record = dump.record_request(vita, PreparedRequest(t["input_ids"][0], images, sounds), max_new_tokens=12)

@@ -1,14 +1,12 @@
 """The statistics file of the audio encoder. Run: ``pytest tests/files/test_cmvn.py``"""
 
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from vita_ref.files.cmvn import read_cmvn
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 PREFIX = "model.audio_encoder.encoder.global_cmvn."
 

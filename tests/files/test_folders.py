@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
 from vita_ref.files.folders import config_json, read_config, read_json
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "checkpoint"
+CHECKPOINT = GOLDEN / "checkpoint"
 VISION_FOLDER, AUDIO_FOLDER = "InternViT-300M-448px", "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 QWEN2 = {
     "model_type": "qwen2",
@@ -209,13 +210,13 @@ def test_a_wrong_field_of_our_own_config_is_named_with_its_file(tmp_path, change
 
 def vita_folder(path, **changes):
     """The golden config.json with changes; the folders of vision tower and audio encoder are not there yet."""
-    raw = json.loads((GOLDEN / "config.json").read_text())
+    raw = json.loads((CHECKPOINT / "config.json").read_text())
     return write_folder(path, raw | changes)
 
 
 def copy_part(part, path):
     """A copy of the golden folder of a part."""
-    shutil.copytree(GOLDEN / part, path)
+    shutil.copytree(CHECKPOINT / part, path)
     return path
 
 
@@ -224,7 +225,7 @@ def change_json(path, changes):
 
 
 def test_a_vita_folder_is_read_with_vision_and_audio():
-    config = read_config(GOLDEN)
+    config = read_config(CHECKPOINT)
     assert config.decoder == DecoderConfig(320, 64, 112, 3, 4, 2, 16, max_position_embeddings=4096)
     assert config.vision == VisionConfig(32, 80, 2, 4, image_size=56)
     assert config.audio == AudioConfig(32, 64, 2, 4, subsampling_size=32, frame_length=25, frame_shift=10)

@@ -1,10 +1,10 @@
 """Speech folders: the two configs, tensors by name from both kinds of file, and filling a module strictly."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,12 +16,12 @@ from vita_ref.files.speech import (
     read_tensors,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tts"
+SPEECH = GOLDEN / "tts"
 
 
 def changed(part, tmp_path, change):
     """The golden model.json of a part with changes: a dict of keys, or a function on the content."""
-    raw = json.loads((GOLDEN / part / "model.json").read_text())
+    raw = json.loads((SPEECH / part / "model.json").read_text())
     raw = change(raw) if callable(change) else raw | change
     path = tmp_path / "model.json"
     path.write_text(json.dumps(raw))
@@ -40,7 +40,7 @@ def refused(call, *arguments):
 
 def test_the_speech_config_is_read_from_a_list_of_width_codes_and_options():
     decoder = DecoderConfig(68, 32, 80, 4, 4, 4, 8, rope_theta=1e4, attention_bias=False)  # 64 codes and 4 specials
-    assert read_speech_config(GOLDEN / "decoder" / "model.json") == SpeechConfig(64, 2, decoder)
+    assert read_speech_config(SPEECH / "decoder" / "model.json") == SpeechConfig(64, 2, decoder)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_speech_config_of_impossible_sizes_is_refused_with_its_file(tmp_path, 
 
 
 def test_the_codec_config_is_read_and_its_lists_become_tuples():
-    config = read_codec_config(GOLDEN / "codec" / "model.json")
+    config = read_codec_config(SPEECH / "codec" / "model.json")
     assert config == CodecConfig(
         n_codes=64,
         global_tokens=(4, 38, 55, 38, 54, 49, 52, 51),

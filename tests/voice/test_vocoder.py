@@ -1,13 +1,12 @@
 """The vocoder against golden data and a slow version of itself; cutting and stretching against their laws."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from vita_ref.config import CodecConfig
@@ -15,7 +14,7 @@ from vita_ref.files.speech import read_codec_config
 from vita_ref.speech import Speech
 from vita_ref.voice.vocoder import Vocoder, cut, fold_weight_norm, stretch
 
-GOLDEN = Path(__file__).parents[1] / "golden/tts"
+SPEECH = GOLDEN / "tts"
 CONFIG = CodecConfig(
     n_codes=11,
     global_tokens=(3, 0, 10, 7),
@@ -50,11 +49,7 @@ def codes(config, n, seed=0):
 
 @pytest.fixture(scope="module")
 def golden():
-    return Speech.from_pretrained(GOLDEN).codec
-
-
-def case(name):
-    return load_file(GOLDEN / f"cases/{name}.safetensors")
+    return Speech.from_pretrained(SPEECH).codec
 
 
 def test_golden_waveform_and_the_steps_on_the_way(golden):
@@ -65,7 +60,7 @@ def test_golden_waveform_and_the_steps_on_the_way(golden):
     torch.testing.assert_close(golden(t["tokens"]), t["waveform"][:, 0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("row", json.loads((GOLDEN / "cases/cases.json").read_text())["find_min"]["table"])
+@pytest.mark.parametrize("row", json.loads((SPEECH / "cases/cases.json").read_text())["find_min"]["table"])
 def test_golden_cuts(golden, row):
     sound = golden(case("find_min")["tokens"])[0]
     piece, held = cut(sound[:500], sound[row["start"] : row["stop"]], row["N"], row["threshold"])
@@ -280,7 +275,7 @@ def test_speed_one_changes_nothing_and_others_are_refused():
     ],
 )
 def test_a_codec_that_is_not_supported_is_refused(tmp_path, change, told):
-    raw = json.loads((GOLDEN / "codec/model.json").read_text()) | change
+    raw = json.loads((SPEECH / "codec/model.json").read_text()) | change
     (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
     with pytest.raises(ValueError, match=told):
         read_codec_config(tmp_path / "model.json")

@@ -1,19 +1,18 @@
-"""What upstream's language-model-layer.md says about sizes, by line: the register behind ``check_claims.py``.
+"""The claims of upstream's language-model-layer.md about sizes, by line: the register that `check.py` reads.
 
-Every shape, length, amount of memory and count of parameters in the document is a claim. Those about one
-quantity stand together, with the way to find the truth (``r`` is a `claims_run.Run`) and the verdict
-that was found. What the document says about speech in words (what it is made from, at which stage an
-option enters) stands with them. The document itself is not here: only its figures and line numbers are.
-Left out are times, sampling options, line ranges of upstream's files, and an id for <video> (line 385),
-which has no counterpart in the ``documented`` preset.
+Every shape, length, amount of memory and number of parameters in the document is a claim. The claims about one
+quantity stand together, with a function that gives the true value (``r`` is a `Run` of run.py) and the verdict. So do
+the document's statements about speech: what it is made from, and which stage an option changes. The document itself
+is not here, only its figures and line numbers. Left out: times, sampling options, line ranges of upstream's files,
+and the id of <video> (line 385), which has no counterpart in the ``documented`` preset.
 
-What depends on a tokenizer is taken from the document and marked as given: no tokenizer is asked.
+Figures that depend on a tokenizer are taken from the document and marked "given": no tokenizer is used.
 
-A claim is written as the document has it: ``"[B, S, 151936]"`` is a shape, ``"1.5 GB"`` holds if the
-truth rounds to those digits, an int is exact. MB are 10^6 bytes, as in the document's own 16.8 MB for
-1025 x 4096 float32. Memory is that of float32, the dtype the document gives, unless the claim says other.
+A claim is written as in the document: ``"[B, S, 151936]"`` is a shape; ``"1.5 GB"`` holds if the true value rounds to
+these digits; an int is exact. MB are 10^6 bytes, as in the document's own 16.8 MB for 1025 x 4096 in float32. Memory
+is that of float32, the document's dtype, unless the claim says otherwise.
 
-Test: ``pytest tests/test_check_claims.py``
+Test: ``pytest tests/tools/test_document_check.py``
 """
 
 from collections.abc import Callable
@@ -28,20 +27,19 @@ from tools.document.run import (
     FOUR,
     SEVEN,
     SOUND_FRAMES,
-    count,
-    sizes,
+    decoder_sizes,
+    parameter_count,
 )
 
-# What the document's letters are in its batch of four; S_out are the 100 new tokens that it asks for,
-# T_audio are the samples of a second of speech.
+# The document's letters in its batch of four. S_out: the 100 new tokens of its example; T_audio: a second of speech.
 LETTERS = {"B": 4, "S": 1091, "S-1": 1090, "B*(S-1)": 4360, "V": 151936, "T'": 60, "S_out": 100, "T_audio": 24000}
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One thing that has a size, and what the document says about it, as {figure: line or lines}.
+    """One size, and the document's claims about it as {figure: line or lines}.
 
-    ``arithmetic`` is how the truth comes about: Python that must give the same number.
+    ``truth`` takes a `Run` and gives the true value. ``arithmetic`` derives it: a Python expression with the same value.
     """
 
     name: str
@@ -53,8 +51,8 @@ class Quantity:
     note: str = ""
 
 
-PICTURES = (920, 1315, 1602, 1605, 1692, 1753, 1809, 1972, 1975)  # lines with a picture's shape
-PICTURES += (2050, 2053, 2144, 2147, 2172, 2228, 2234, 2246)
+IMAGES = (920, 1315, 1602, 1605, 1692, 1753, 1809, 1972, 1975)  # lines with an image's shape
+IMAGES += (2050, 2053, 2144, 2147, 2172, 2228, 2234, 2246)
 LISTED = "the list spells a placeholder as three tokens; to the splice it is one id"
 TWICE = "; words and marks are {}: a placeholder counts as a token, and again as its features"
 TEN = "; the document has 10 bytes a number"
@@ -83,7 +81,7 @@ QUANTITIES = [
     ),
     Quantity(
         "Qwen2-7B: layers, width, heads, kv heads, MLP",
-        lambda r: sizes("qwen2-7b"),
+        lambda r: decoder_sizes("qwen2-7b"),
         wrong={"[32, 4096, 32, 32, 11008]": (15, 854)},
         note="sizes as in lines 28, 30, 837 and 842: not those of the model that is named here",
     ),
@@ -93,27 +91,27 @@ QUANTITIES = [
         lambda r: max(r.config.image_token_index, r.config.audio_token_index),
         holds={151937: 384},
         contradicts={151935: 381},
-        note="ids are said to end at the vocabulary, yet placeholders lie beyond it",
+        note="ids end at the vocabulary in line 381, but placeholders lie beyond it",
     ),
     # ---- parameters and weights
     Quantity(
         "parameters of the decoder",
-        lambda r: count(r.decoder),
+        lambda r: parameter_count(r.decoder),
         wrong={"7 billion": (846, 854, 1181, 1448), "7.0 billion": 1329},
         arithmetic="2 * 151936 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 + 3 * 4096 * 11008 + 2 * 4096) + 4096",
-        note="8.42 billion with eye and ear",
+        note="8.42 billion with vision tower and audio encoder",
     ),
-    Quantity("weights in FP32", lambda r: 4 * count(r.decoder), wrong={"28 GB": 855}, arithmetic="4 * 7_721_324_544"),
+    Quantity("weights in FP32", lambda r: 4 * parameter_count(r.decoder), wrong={"28 GB": 855}, arithmetic="4 * 7_721_324_544"),
     Quantity(
         "weights in FP16",
-        lambda r: 2 * count(r.decoder),
+        lambda r: 2 * parameter_count(r.decoder),
         wrong={"14 GB": 856, "14.0 GB": 1329},
         arithmetic="2 * 7_721_324_544",
     ),
-    Quantity("weights in INT8", lambda r: count(r.decoder), wrong={"7 GB": 857}, note="a byte a weight"),
+    Quantity("weights in INT8", lambda r: parameter_count(r.decoder), wrong={"7 GB": 857}, note="a byte a weight"),
     Quantity(
         "weights of one layer in FP32",
-        lambda r: 4 * count(r.decoder.layers[0]),
+        lambda r: 4 * parameter_count(r.decoder.layers[0]),
         wrong={"28 GB": 847},
         arithmetic="4 * (4 * 4096**2 + 3 * 4096 + 3 * 4096 * 11008 + 2 * 4096)",
         note="line 855 has the same 28 GB for all 32 layers",
@@ -124,29 +122,29 @@ QUANTITIES = [
         wrong={"18 million": 1177},
         note="4 x 1091 x 4096 = 17.9 million numbers, but activations, not parameters",
     ),
-    # ---- pictures
-    Quantity("a picture", lambda r: r.picture, holds={"[3, 448, 448]": PICTURES}),
-    Quantity("pictures", lambda r: (4, *r.picture), holds={"[B, 3, 448, 448]": (169, 324)}),
-    Quantity("a batch of one picture", lambda r: (1, *r.picture), holds={"[1, 3, 448, 448]": 936}),
+    # ---- images
+    Quantity("an image", lambda r: r.image_shape, holds={"[3, 448, 448]": IMAGES}),
+    Quantity("images", lambda r: (4, *r.image_shape), holds={"[B, 3, 448, 448]": (169, 324)}),
+    Quantity("a batch of one image", lambda r: (1, *r.image_shape), holds={"[1, 3, 448, 448]": 936}),
     Quantity("class token, patches", lambda r: r.patches, holds={"[1, 1024]": 392}),
-    Quantity("features of a batch of pictures", lambda r: r.seen.shape, holds={"[B, 1025, 4096]": (23, 389)}),
+    Quantity("features of a batch of images", lambda r: r.image_features.shape, holds={"[B, 1025, 4096]": (23, 389)}),
     Quantity(
-        "features of a picture", lambda r: r.seen[0].shape, holds={"[1025, 4096]": (449, 1045, 1176, 1224, 1315, 1318)}
+        "features of an image", lambda r: r.image_features[0].shape, holds={"[1025, 4096]": (449, 1045, 1176, 1224, 1315, 1318)}
     ),
-    Quantity("positions of a picture", lambda r: len(r.seen[0]), holds={1025: (1227, 1308, 1311)}),
-    Quantity("positions of two pictures", lambda r: r.taken(SEVEN, 4, "image"), holds={2050: 1870}),
-    Quantity("features of a picture, memory", lambda r: r.seen[0].nbytes, holds={"16.8 MB": 1315}),
+    Quantity("positions of an image", lambda r: len(r.image_features[0]), holds={1025: (1227, 1308, 1311)}),
+    Quantity("positions of two images", lambda r: r.media_positions(SEVEN, 4, "image"), holds={2050: 1870}),
+    Quantity("features of an image, memory", lambda r: r.image_features[0].nbytes, holds={"16.8 MB": 1315}),
     # ---- sounds
     Quantity(
-        "features of a batch of sounds", lambda r: r.hear(SOUND_FRAMES, 4).shape, holds={"[B, T', 4096]": (24, 396)}
+        "features of a batch of sounds", lambda r: r.encode_sounds(SOUND_FRAMES, 4).shape, holds={"[B, T', 4096]": (24, 396)}
     ),
     Quantity(
-        "sounds as ready features",
-        lambda r: r.hear(SOUND_FRAMES, 4).shape,
+        "sounds as features",
+        lambda r: r.encode_sounds(SOUND_FRAMES, 4).shape,
         holds={"[B, T', 4096]": (170, 325)},
-        note="ready features in the place of filter banks, as in line 974",
+        note="features in the place of filter banks, as in line 974",
     ),
-    Quantity("a batch of one sound", lambda r: r.hear(SOUND_FRAMES).shape, holds={"[1, 60, 4096]": 974}),
+    Quantity("a batch of one sound", lambda r: r.encode_sounds(SOUND_FRAMES).shape, holds={"[1, 60, 4096]": 974}),
     Quantity(
         "features of the sound",
         lambda r: r.sound.shape,
@@ -167,7 +165,7 @@ QUANTITIES = [
         note="60 frames give (60 + 1) // 8 = 7 positions; 60 positions take 479 to 486 frames",
     ),
     Quantity(
-        "frames a position (T' = T / this)",
+        "frames for each position (T' = T / this)",
         lambda r: r.frames_per_row(),
         wrong={4: 399},
         arithmetic="(959 - 479) // (120 - 60)",
@@ -180,10 +178,10 @@ QUANTITIES = [
         wrong={"a stack": 1737},
         note="torch.stack wants equal shapes",
     ),
-    # ---- picture and sound together, and none
+    # ---- image and sound together, and neither
     Quantity("<image><audio>, spliced", lambda r: r.row((0, 1, 1)).shape, holds={"[1085, 4096]": (1048, 1227)}),
     Quantity("<image><audio>, memory", lambda r: r.row((0, 1, 1)).nbytes, holds={"17.8 MB": 1318}),
-    Quantity("sound of input 2", lambda r: (r.taken(FOUR, 1, "audio"), r.width), holds={"[0, 4096]": 1225}),
+    Quantity("sound of input 2", lambda r: (r.media_positions(FOUR, 1, "audio"), r.width), holds={"[0, 4096]": 1225}),
     Quantity(
         "embeddings of input 3",
         lambda r: r.row(FOUR[2]).shape,
@@ -377,10 +375,10 @@ QUANTITIES = [
     Quantity("keys", lambda r: r.four.cache[0][0].shape, holds={"[4, 32, 1091, 128]": (1260, 1325, 1365)}),
     Quantity("values", lambda r: r.four.cache[0][1].shape, holds={"[4, 32, 1091, 128]": 1365}),
     Quantity(
-        "what RoPE turns",
+        "what RoPE rotates",
         lambda r: r.rotated().shape,
         wrong={"[4, 1091, 4096]": 1253},
-        note="it turns queries and keys in every layer and adds nothing to the embeddings",
+        note="it rotates queries and keys in every layer and adds nothing to the embeddings",
     ),
     Quantity(
         "attention map",
@@ -420,11 +418,11 @@ QUANTITIES = [
         note="one row in FP32",
     ),
     # ---- how memory grows: the power of the length
-    Quantity("growth of attention with length", lambda r: r.power(lambda n: r.map(n).nbytes), holds={2: (836, 1447)}),
-    Quantity("growth of the input with length", lambda r: r.power(lambda n: r.embed(n).nbytes), holds={1: 1445}),
+    Quantity("growth of attention with length", lambda r: r.exponent(lambda n: r.attention_map(n).nbytes), holds={2: (836, 1447)}),
+    Quantity("growth of the input with length", lambda r: r.exponent(lambda n: r.embed(n).nbytes), holds={1: 1445}),
     Quantity(
         "growth of the KV cache with length",
-        lambda r: r.power(lambda n: r.decoder.new_cache(1, n).nbytes),
+        lambda r: r.exponent(lambda n: r.decoder.new_cache(1, n).nbytes),
         holds={1: 1446},
         contradicts={2: 1446},
         note="its own O(b n h d) has n once",
@@ -455,61 +453,61 @@ QUANTITIES = [
     Quantity("audio prompt (given)", lambda r: r.ids(ASK_AUDIO)[None].shape, holds={"[1, 10]": 980}),
     Quantity(
         "text prompt and answer",
-        lambda r: r.written((ASK_TEXT,), new=50),
+        lambda r: r.generated_shape((ASK_TEXT,), new=50),
         holds={"[1, 58]": 891},
         note="with include_prompt=True; upstream's generate gives the 50 new ones alone",
     ),
-    Quantity("image prompt and answer", lambda r: r.written((ASK_IMAGE,), new=100), holds={"[1, 109]": 942}),
-    Quantity("audio prompt and answer", lambda r: r.written((ASK_AUDIO,), new=100), holds={"[1, 110]": 996}),
+    Quantity("image prompt and answer", lambda r: r.generated_shape((ASK_IMAGE,), new=100), holds={"[1, 109]": 942}),
+    Quantity("audio prompt and answer", lambda r: r.generated_shape((ASK_AUDIO,), new=100), holds={"[1, 110]": 996}),
     Quantity(
         "answers of the four",
-        lambda r: r.written(FOUR, new=100, include_prompt=False),
+        lambda r: r.generated_shape(FOUR, new=100, include_prompt=False),
         holds={"[B, S_out]": (34, 423), "[4, 100]": 1187},
     ),
     Quantity(
         "attention of the image's position",
-        lambda r: r.looks(ASK_IMAGE).shape,
+        lambda r: r.attention_row(ASK_IMAGE).shape,
         wrong={"[32, 109]": 964},
         note="one pass over 8 + 1025 positions; 109 is the length of prompt and answer",
     ),
     Quantity(
         "attention of the sound's position",
-        lambda r: r.looks(ASK_AUDIO).shape,
+        lambda r: r.attention_row(ASK_AUDIO).shape,
         wrong={"[32, 110]": 1018},
         note="one pass over 9 + 60 positions; 110 is the length of prompt and answer",
     ),
     # ---- speech
     Quantity(
         "sound of a batch of codec tokens",
-        lambda r: r.sounded(40).shape,
+        lambda r: r.waveforms(40).shape,
         holds={"[B, T_audio]": 35},
         note="T_audio = 600 x codec tokens; those are made for one sentence at a time, so that B is 1",
     ),
     Quantity(
         "what speech is made from",
-        lambda r: r.spoken_from(),
+        lambda r: r.speech_source(),
         holds={"text": (790, 797, 800)},
         contradicts={"decoder layers": 44},
         note="other weights in the layers give the same sound; of the decoder it takes the embedding table alone",
     ),
-    Quantity("what speech features are made from", lambda r: r.read_aloud(), holds={"processed text": (811, 815)}),
+    Quantity("what speech features are made from", lambda r: r.spoken_text(), holds={"processed text": (811, 815)}),
     Quantity(
         "a voice",
-        lambda r: r.voice(),
+        lambda r: r.voice_argument(),
         wrong={"a name": (792, 802)},
         note="a list of codes, one for each of the codec's global books",
     ),
     Quantity(
-        "stage that the voice enters",
-        lambda r: r.enters(voice=[0] * len(r.speaker.speech.codec.config.global_tokens)),
+        "first stage that the voice changes",
+        lambda r: r.first_changed_stage(voice=[0] * len(r.speaker.speech.codec.config.global_tokens)),
         wrong={"features": 816},
         note="the codec tokens are the same in every voice",
     ),
-    Quantity("speed unless another is given", lambda r: r.usual_speed(), holds={1.0: 793}),
-    Quantity("what a speed is to the sound", lambda r: r.means(0.5, 1.5, 2.0), holds={"a multiplier": 803}),
+    Quantity("default speed", lambda r: r.default_speed(), holds={1.0: 793}),
+    Quantity("what a speed does to the sound", lambda r: r.speed_meaning(0.5, 1.5, 2.0), holds={"a multiplier": 803}),
     Quantity(
-        "stage that the speed enters",
-        lambda r: r.enters(speed=1.5),
+        "first stage that the speed changes",
+        lambda r: r.first_changed_stage(speed=1.5),
         wrong={"features": 817},
         note="the codec tokens are the same at every speed: the finished sound is stretched",
     ),
