@@ -188,7 +188,7 @@ class DecoderHooks:
     def __init__(self, decoder, record, save, *, deep, maps, all_logits):
         self.record, self.save, self.deep, self.maps, self.all_logits = record, save, deep, maps, all_logits
         self.past = 0  # columns that were in the cache before the pass
-        self.hidden = None  # [B, S, D] after the final norm, once the pass is over
+        self.hidden = None  # after the final norm, [B, S, D], once the pass is over
         self.handles = [decoder.register_forward_pre_hook(self.begin, with_kwargs=True)]
         self.handles.append(decoder.layers[0].register_forward_pre_hook(self.enter_layers))
         for i, layer in enumerate(decoder.layers):
