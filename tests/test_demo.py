@@ -1,4 +1,4 @@
-"""The weights that come with the project look, answer in every batch alike, and know what they are not."""
+"""The weights that come with the project: right about new pictures, equal in any batch, and honest without a picture."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def demo():
     return Vita.from_pretrained(FOLDER)
 
 
-def asked(seed, scenes, held_out):
-    """Requests about new pictures of the second renderer, with the answers that are right."""
+def requests_about(seed, scenes, held_out):
+    """Requests about new pictures of the second renderer, each with its right answers."""
     rng = np.random.default_rng(seed)
     for _ in range(scenes):
         scene = world.random_scene(rng, held_out)
@@ -28,17 +28,17 @@ def asked(seed, scenes, held_out):
             yield {"prompt": question.text, "images": [image]}, question.answers
 
 
-# floors for a small sample, under the card's figures; the world's bounds are measured by tools/measure_demo.py
+# bounds for a small sample, below the card's figures; tools/demo/measure.py measures a large one
 @pytest.mark.parametrize("held_out, least", [(False, 0.96), (True, 0.95)])
-def test_it_answers_about_pictures_that_it_has_never_seen(demo, held_out, least):
-    requests, answers = zip(*asked(7, 25, held_out))
-    found = demo.respond_batch(requests, max_new_tokens=48)
-    right = [text in good for text, good in zip(found, answers)]
-    assert sum(right) / len(right) >= least, [(r["prompt"], t) for r, t, ok in zip(requests, found, right) if not ok]
+def test_most_answers_about_new_pictures_are_right(demo, held_out, least):
+    requests, answers = zip(*requests_about(7, 25, held_out))
+    texts = demo.respond_batch(requests, max_new_tokens=48)
+    wrong = [(r["prompt"], text) for r, text, right in zip(requests, texts, answers) if text not in right]
+    assert 1 - len(wrong) / len(texts) >= least, wrong
 
 
 def test_an_answer_is_the_same_alone_and_in_a_batch(demo):
-    requests = [r for r, _ in asked(8, 3, False)][:9] + [{"prompt": "Hello!"}]
+    requests = [r for r, _ in requests_about(8, 3, False)][:9] + [{"prompt": "Hello!"}]
     alone = [demo.respond_batch([r], max_new_tokens=48)[0] for r in requests]
     assert demo.respond_batch(requests, max_new_tokens=48) == alone
 
@@ -49,10 +49,17 @@ def test_case_and_the_final_mark_do_not_matter(demo):
         assert demo.respond(question, images=[image]) == "Blue."
 
 
-def test_it_is_polite_and_asks_for_a_picture_where_there_is_none(demo):
-    assert "picture" in demo.respond("What color is the star?").lower()
-    for text in ("Hello!", "Thank you.", "What are you?"):
-        assert len(demo.respond(text)) > 5
+def test_without_a_picture_it_asks_for_one_and_does_not_guess(demo):
+    colours = {"red", "green", "blue", "yellow", "orange", "purple", "black", "white", "grey", "pink", "brown"}
+    for question in ("What color is the star?", "Where is the circle?"):
+        words = demo.respond(question).lower().replace(".", " ").replace(",", " ").split()
+        assert "picture" in words and not colours & set(words)
+
+
+def test_small_talk_is_answered_in_kind(demo):
+    assert "hello" in demo.respond("Hello!").lower()
+    assert "welcome" in demo.respond("Thank you.").lower()
+    assert "picture" in demo.respond("What are you?").lower()
 
 
 def test_the_command_line_finds_the_weights_from_any_folder(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A second opinion: small Qwen2 folders that ``transformers`` wrote itself."""
+"""A second opinion: small Qwen2 folders that ``transformers`` has written give its logits, tokens and losses here."""
 
 import itertools
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from vita_ref import Vita, VitaConfig
+from vita_ref import Vita
 from vita_ref.decoder import rope_angles
 
 transformers = pytest.importorskip("transformers")
@@ -14,8 +14,8 @@ transformers = pytest.importorskip("transformers")
 THETA = 500.0
 
 
-def written(folder, tied, shard, **sizes):
-    """A Qwen2 with random weights, biases and norms too, as `save_pretrained` writes it."""
+def write_qwen2(folder, tied, shard, **sizes):
+    """A Qwen2 whose weights, biases and norms are random, written by `save_pretrained`."""
     config = transformers.Qwen2Config(
         vocab_size=97,
         hidden_size=24,
@@ -36,8 +36,8 @@ def written(folder, tied, shard, **sizes):
     return theirs
 
 
-def respelled(folder, spelling):
-    """Puts rope_theta and dtype where old or new configs keep them."""
+def spell(folder, spelling):
+    """Moves rope_theta and dtype to where old or new configs have them."""
     path = folder / "config.json"
     raw = json.loads(path.read_text())
     theta = raw.pop("rope_theta", None) or raw.pop("rope_parameters")["rope_theta"]
@@ -48,7 +48,7 @@ def respelled(folder, spelling):
     path.write_text(json.dumps(raw | (old if spelling == "old" else new)))
 
 
-def test_rotations_are_theirs_to_the_last_bit():
+def test_rotations_are_theirs_bit_by_bit():
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
     positions = torch.tensor([[0, 1, 2, 1091, 4600, 32767]])  # a frequency rounded otherwise is 2e-3 off at the end
@@ -64,8 +64,8 @@ CASES = [*itertools.product([True, False], ["20KB", "1GB"], ["old", "new"])]
 
 @pytest.mark.parametrize(("tied", "shard", "spelling"), CASES)
 def test_a_folder_written_by_transformers_gives_their_logits_and_their_tokens(tmp_path, tied, shard, spelling):
-    theirs = written(tmp_path, tied, shard)
-    respelled(tmp_path, spelling)
+    theirs = write_qwen2(tmp_path, tied, shard)
+    spell(tmp_path, spelling)
     shards = len([*tmp_path.glob("*.safetensors")])
     assert shards > 2 if shard == "20KB" else shards == 1
     vita = Vita.from_pretrained(tmp_path)
@@ -78,8 +78,8 @@ def test_a_folder_written_by_transformers_gives_their_logits_and_their_tokens(tm
     assert got.equal(want) and len(set(want[0, 11:].tolist())) > 3
 
 
-def test_heads_that_are_not_the_width_divided_are_read_from_the_config(tmp_path):
-    theirs = written(tmp_path, True, "1GB", head_dim=10)
+def test_a_head_size_other_than_width_by_heads_is_read_from_the_config(tmp_path):
+    theirs = write_qwen2(tmp_path, True, "1GB", head_dim=10)
     vita = Vita.from_pretrained(tmp_path)
     ids = torch.arange(9)[None]
     assert vita.config.decoder.head_dim == 10
@@ -88,11 +88,11 @@ def test_heads_that_are_not_the_width_divided_are_read_from_the_config(tmp_path)
 
 
 def test_our_loss_and_padding_are_theirs(tmp_path):
-    theirs = written(tmp_path, False, "1GB")
+    theirs = write_qwen2(tmp_path, False, "1GB")
     vita = Vita.from_pretrained(tmp_path)
     ids = torch.randint(97, (3, 8), generator=torch.Generator().manual_seed(5))
     real = torch.arange(8) >= torch.tensor([[0], [3], [5]])
-    labels = ids.masked_fill(~(real & real.roll(1, 1)), -100)  # nothing is told from padding
+    labels = ids.masked_fill(~(real & real.roll(1, 1)), -100)  # padding predicts nothing
     positions = (real.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         want = theirs(ids, attention_mask=real.long(), position_ids=positions, labels=labels, output_hidden_states=True)
@@ -102,7 +102,19 @@ def test_our_loss_and_padding_are_theirs(tmp_path):
     assert all((a - b)[real].abs().max() < 1e-4 for a, b in zip(got.hidden_states, want.hidden_states))
 
 
-def test_their_defaults_are_ours():
-    theirs = transformers.Qwen2Config()
-    assert VitaConfig.preset("qwen2-7b").decoder.rms_norm_eps == theirs.rms_norm_eps
-    assert theirs.hidden_act == "silu" and not theirs.use_sliding_window
+def test_a_config_without_optional_keys_has_their_defaults(tmp_path):
+    """A folder whose config leaves out what `Qwen2Config` has a default for gives the model of those defaults."""
+    theirs = write_qwen2(tmp_path, False, "1GB")
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    for key in ("rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling", "hidden_act", "tie_word_embeddings"):
+        raw.pop(key, None)
+    path.write_text(json.dumps(raw))
+    ours, defaults = Vita.from_pretrained(tmp_path), transformers.Qwen2Config()
+    assert ours.config.decoder.rms_norm_eps == defaults.rms_norm_eps
+    assert ours.config.decoder.tie_word_embeddings == defaults.tie_word_embeddings
+    again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert (ours(ids).logits - again(ids).logits).abs().max() < 1e-4
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() > 1e-3  # its rope_theta was another

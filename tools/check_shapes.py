@@ -57,8 +57,9 @@ from vita_ref.config import (
 from vita_ref.files.cmvn import read_cmvn
 from vita_ref.inputs import Batch
 from vita_ref.scale import int8, products
-from vita_ref.speech import Speech, penalised
+from vita_ref.speech import Speech
 from vita_ref.voice import vocoder
+from vita_ref.voice.decoder import apply_penalty
 
 FOLDER = Path(__file__).resolve().parents[1] / "vita_ref"
 COMMENT = re.compile(r"#\s*(?:each\s+)?\[([^\]]*)\]")
@@ -71,14 +72,14 @@ LOCALS = {  # file, or file.function: letters whose local integer has another na
     "masks.last_hidden": {"B": "hidden.shape[0]", "S": "hidden.shape[1]"},
     "model.generate": {"B": "len(x.embeds)"},
     "scale/products": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
-    "speech.prefill": {"U": "rows.shape[1]"},
+    "voice/decoder.prefill": {"U": "rows.shape[1]"},
     "splice": {"L": "longest"},
     "splice.splice_row": {"L": "end"},
     "splice.shared_position_ids": {"L": "length"},
     "video": {"X": "edge", "Y": "edge"},
     "vision": {"X": "columns", "Y": "rows", "R": "factor"},
     "voice/speak._pieces": {"S": "len(ids)"},
-    "voice/vocoder.cut": {"W": "len(sound)"},
+    "voice/vocoder.split_quiet": {"W": "len(sound)"},
 }
 
 
@@ -411,8 +412,8 @@ def run_speech(speech):
     rows = torch.randn(3, 2 * SPEECH.decoder.hidden_size)
     list(speech.stream(rows, chunk=1, padding=1, window=7, threshold=9.0, max_tokens=2))
     list(speech.tokens(rows, top_k=3, penalty_window=4, max_tokens=2))
-    penalised(torch.randn(1, SPEECH.decoder.vocab_size), [1, 2], 1.1)
-    vocoder.cut(torch.zeros(5), torch.zeros(9), 4, 0.1)
+    apply_penalty(torch.randn(1, SPEECH.decoder.vocab_size), [1, 2], 1.1)
+    vocoder.split_quiet(torch.zeros(5), torch.zeros(9), 4, 0.1)
 
 
 def all_runs():
