@@ -6,6 +6,8 @@
 Test: ``pytest tests/tools/test_train.py`` and ``tests/tools/test_train_audio.py``
 """
 
+import io
+import os
 import random
 from dataclasses import replace
 
@@ -19,7 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tools.demo import wordings
 from tools.demo.codes import HEADS
-from tools.demo.questions import sentences, vary
+from tools.demo.conversation import converse, vary
+from tools.demo.films import CLIP_KINDS, ask_clip
+from tools.demo.questions import ASKERS, ask
 from tools.demo.rows import ASSISTANT, END, NOISE, SPOKEN, USER, WRITTEN
 from tools.demo.scene import COLOURS, sample_clip, sample_scene
 from tools.demo.shapes import SHAPES
@@ -164,7 +168,7 @@ def tokenizer_sentences():
     rng = random.Random(0)
     scenes = [sample_scene(rng) for _ in range(1200)]
     clips = [sample_clip(rng)[0] for _ in range(300)]
-    yield from sentences(rng, scenes, clips)
+    yield from sentences_about(rng, scenes, clips)
     for _ in range(4000):
         yield other_question(rng)
     for _ in range(20):
@@ -177,20 +181,35 @@ def tokenizer_sentences():
             yield from [form, f"a {form}"] * 400
 
 
+def sentences_about(rng, scenes, clips):
+    """Questions and answers about these scenes and films, as they are and varied, without kept-out pairs."""
+    for scene in scenes:
+        for kind in ASKERS:
+            for turn in filter(None, (ask(scene, kind, rng) for _ in range(3))):
+                yield from (turn.text, vary(turn.text, rng), *turn.answers)
+        pick = lambda scene=scene: ask(scene, rng.choice(tuple(ASKERS)), rng)
+        yield from (text for turn in converse(scene, pick, rng, 5) for text in (turn.text, *turn.answers))
+    for frames in clips:
+        for kind in CLIP_KINDS:
+            if turn := ask_clip(frames, kind, rng):
+                yield from (turn.text, *turn.answers)
+
+
 def make_tokenizer(folder):
     """A sentencepiece model of the world's words; other text falls back to bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tokenizer.model"
     if not path.exists():
-        unfinished = folder / f"unfinished-{random.getrandbits(32):08x}"
+        made = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(tokenizer_sentences()), model_prefix=str(unfinished), vocab_size=VOCABULARY,
+            sentence_iterator=iter(tokenizer_sentences()), model_writer=made, vocab_size=VOCABULARY,
             model_type="bpe", byte_fallback=True, hard_vocab_limit=False, add_dummy_prefix=False, character_coverage=1.0,
             user_defined_symbols=[USER, ASSISTANT, END, SPOKEN, NOISE, WRITTEN], pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,
             minloglevel=2, normalization_rule_name="nmt_nfkc", num_threads=1,
         )  # fmt: skip
-        unfinished.with_suffix(".vocab").unlink()
-        unfinished.with_suffix(".model").replace(path)
+        unfinished = folder / f"tokenizer.{os.getpid()}"
+        unfinished.write_bytes(made.getvalue())
+        unfinished.replace(path)
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 

@@ -2,24 +2,19 @@
 
     Ref                   what a question calls an object: "red star", "star" or "red object"
     ask(scene, kind, rng) one question of a kind -> Turn, or None where the scene allows none
-    converse(...)         several turns about one picture, in which later ones refer to earlier ones
-    ask_clip(...)         one question about a film
-    vary(text, rng)       the same question as somebody might type it
 
+Conversations are in ``conversation.py``, questions about films in ``films.py``.
 Answers carry no state mark here. Test: ``pytest tests/tools/test_demo_world.py``
 """
 
-import itertools
-import math
 from dataclasses import dataclass
 
 from tools.demo import wordings
 from tools.demo.scene import CLEAR, COLOURS, PAIRS, barred
-from tools.demo.shapes import SHAPES, extent
+from tools.demo.shapes import SHAPES
 
 NUMBERS = ("Zero.", "One.", "Two.", "Three.")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-SAME = ("color", "shape", "size", "where", "beside", "exists", "count_shape", "count_color")  # kinds that go on: "And the circle?"
 ODD_COLOUR_KINDS, ODD_SHAPE_KINDS = ("count", "count_shape"), ("count", "count_color")
 
 
@@ -198,7 +193,7 @@ def _count_some(kind, trait):
     return asker
 
 
-def _exists(scene, rng, ref=None):
+def exists(scene, rng, ref=None):
     ref = ref or sample_ref(scene, rng, ("pair", "pair", "pair", "shape", "color"), missing=0.5)
     words = object_words(ref, rng)
     many = ref.plural
@@ -304,158 +299,10 @@ ASKERS = {
     "count": _count,
     "count_shape": _count_some("count_shape", "shape"),
     "count_color": _count_some("count_color", "color"),
-    "exists": _exists,
+    "exists": exists,
     "left_right": _relation("left_right", "left", "right"),
     "above_below": _relation("above_below", "above", "below"),
     "beside": _beside,
     "bigger": _bigger,
     "describe": _describe,
 }
-
-
-# ---- conversations
-
-
-def next_answer(thing, scene):
-    """The object nearest to it, "Nothing.", or None where two are about as near, in pixels or in fractions."""
-    nearest = set()
-    others = [t for t in scene.things if t != thing]
-    for scale in ((1, 1), tuple(extent(scene.aspect))):
-        away = sorted((math.hypot((t.x - thing.x) * scale[0], (t.y - thing.y) * scale[1]), i) for i, t in enumerate(others))
-        if len(away) > 1 and away[1][0] < 1.12 * away[0][0]:
-            return None
-        nearest |= {i for _, i in away[:1]}
-    if len(nearest) > 1:
-        return None
-    return sentence(sized(others[nearest.pop()])) if nearest else "Nothing."
-
-
-def follow_up(scene, last, rng):
-    """A turn that refers to the object or to the kind of question of the turn before, or None."""
-    if last.thing and rng.random() < 0.6:
-        return _about_it(scene, last, rng)
-    return _same_kind(scene, last, rng) if last.kind in SAME else None
-
-
-def _about_it(scene, last, rng):
-    thing, kind = last.thing, rng.choice(("size", "size", "where", "where", "color", "shape", "next", "next", "beside"))
-    if kind == last.kind and kind != "beside":
-        return None
-    direction = rng.choice(tuple(OPPOSITE)) if kind == "beside" else ""
-    words = rng.choice(wordings.DIRECTIONS[direction]) if direction else ""
-    text = say(wordings.FOLLOW_UPS[kind], rng, d=words)
-    if kind in ("next", "beside"):
-        answer = next_answer(thing, scene) if kind == "next" else beside_answer(thing, direction, scene)
-        return answer and Turn(kind, text, (answer,), thing, direction)
-    given = {"size": size_answers, "where": where_answers, "color": color_answers, "shape": shape_answers}[kind]
-    return Turn(kind, text, given(thing), thing)
-
-
-def _same_kind(scene, last, rng):
-    """The question of the turn before about another object: "And the circle?" """
-    if last.kind in ("count_shape", "count_color"):
-        trait = "shape" if last.kind == "count_shape" else "color"
-        ref = Ref(**{trait: rng.choice(SHAPES if trait == "shape" else tuple(COLOURS))})
-        if rng.random() < 0.6:
-            ref = Ref(**{trait: getattr(rng.choice(scene.things), trait)})
-        turn = ASKERS[last.kind](scene, rng, ref)
-        return Turn(last.kind, say(wordings.FOLLOW_UPS["same_count"], rng, n=ref.plural), turn.answers)
-    forms = {"color": ("shape",), "shape": ("color",)}.get(last.kind, ("pair", "shape", "color"))
-    ref = sample_ref(scene, rng, forms, missing=0.5 if last.kind == "exists" else 0.12)
-    if last.thing and ref.matches(scene) == [last.thing]:
-        return None
-    words = object_words(ref, rng) if ref.shape or rng.random() < 0.3 else f"{ref.color} one"
-    if last.kind == "exists":
-        turn, text = _exists(scene, rng, ref), say(wordings.FOLLOW_UPS["same_exists"], rng, a=article(words))
-    else:
-        more = {"direction": last.direction} if last.kind == "beside" else {}
-        turn, text = ASKERS[last.kind](scene, rng, ref, **more), say(wordings.FOLLOW_UPS["same"], rng, x=words)
-    return turn and Turn(turn.kind, text, turn.answers, turn.thing, turn.direction)
-
-
-def converse(scene, pick, rng, turns):
-    """So many turns about one picture, about half of them follow-ups; ``pick()`` gives a fresh Turn."""
-    said = []
-    for _ in range(40):
-        turn = follow_up(scene, said[-1], rng) if said and rng.random() < 0.65 else None
-        turn = turn if turn and not names_barred(turn, scene) else pick() if rng.random() < 0.35 or not said else None
-        if turn:
-            said.append(turn)
-        if len(said) == turns:
-            break
-    return said
-
-
-# ---- films
-
-WAYS = {"left": "Left.", "right": "Right.", "up": "Up.", "down": "Down.", "still": "It stays still."}
-CLIP_KINDS = ("moving", "which_way", "describe_video")
-
-
-def ways(frames):
-    """(thing, way) of every object, the moving one first, else from left to right."""
-    found = []
-    for thing, last in zip(frames[0].things, frames[-1].things):
-        dx, dy = last.x - thing.x, last.y - thing.y
-        way = ("left" if dx < 0 else "right") if dx else ("up" if dy < 0 else "down") if dy else "still"
-        found.append((thing, way))
-    return sorted(found, key=lambda pair: (pair[1] == "still", pair[0].x))
-
-
-def ask_clip(frames, kind, rng):
-    """One question about a film, or None where it would name a kept-out pair."""
-    seen, scene = ways(frames), frames[0]
-    if kind == "moving":
-        moves = [thing for thing, way in seen if way != "still"]
-        turn = Turn(kind, say(wordings.KINDS[kind], rng), (f"The {moves[0].name}." if moves else "Nothing.",))
-    elif kind == "describe_video":
-        parts = (f"{sentence(article(t.name))[:-1]} {'stays still' if way == 'still' else f'moves {way}'}." for t, way in seen)
-        turn = Turn(kind, say(wordings.KINDS[kind], rng), (" ".join(parts),))
-    else:
-        ref = sample_ref(scene, rng, ("pair", "pair", "pair", "shape", "color"), missing=0.1)
-        text, wrong = say(wordings.KINDS[kind], rng, x=object_words(ref, rng)), trouble(ref, scene)
-        thing = None if wrong else ref.matches(scene)[0]
-        turn = Turn(kind, text, (wrong or WAYS[dict((t.name, w) for t, w in seen)[thing.name]],), thing)
-    return None if names_barred(turn, scene) else turn
-
-
-# ---- as somebody might type it
-
-
-def vary(text, rng):
-    """The question as it is, or in other case, spelling and ending, sometimes with a typo of one letter."""
-    if rng.random() < 0.5:
-        return text
-    if rng.random() < 0.55:
-        text = text.lower()
-    if rng.random() < 0.5:
-        text = text.rstrip(".?!")
-    if rng.random() < 0.4:
-        text = text.replace("color", "colour")
-    if rng.random() < 0.14:
-        text = typo(text, rng)
-    return (text.upper() if rng.random() < 0.06 else text).strip()
-
-
-def typo(text, rng):
-    """One letter of a longer word lost, doubled, replaced, or exchanged with the next."""
-    spans = [i for i in range(1, len(text) - 2) if text[i - 1 : i + 3].isalpha()]
-    if not spans:
-        return text
-    i, kind = rng.choice(spans), rng.randrange(4)
-    new = ("", text[i] * 2, rng.choice("abcdefghijklmnoprstuvwy"), text[i + 1] + text[i])[kind]
-    return text[:i] + new + text[i + (2 if kind == 3 else 1) :]
-
-
-def sentences(rng, scenes, clips):
-    """Questions and answers about these scenes and films, as they are and varied, without kept-out pairs."""
-    for scene in scenes:
-        for kind in ASKERS:
-            for turn in filter(None, (ask(scene, kind, rng) for _ in range(3))):
-                yield from (turn.text, vary(turn.text, rng), *turn.answers)
-        pick = lambda scene=scene: ask(scene, rng.choice(tuple(ASKERS)), rng)  # noqa: E731
-        yield from itertools.chain(*((turn.text, *turn.answers) for turn in converse(scene, pick, rng, 5)))
-    for frames in clips:
-        for kind in CLIP_KINDS:
-            if turn := ask_clip(frames, kind, rng):
-                yield from (turn.text, *turn.answers)

@@ -16,18 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from tools.demo import wordings
-from tools.demo.questions import (
-    ASKERS,
-    CLIP_KINDS,
-    ODD_COLOUR_KINDS,
-    ODD_SHAPE_KINDS,
-    Turn,
-    ask,
-    ask_clip,
-    converse,
-    plural,
-    vary,
-)
+from tools.demo.conversation import converse, vary
+from tools.demo.films import CLIP_KINDS, ask_clip
+from tools.demo.questions import ODD_COLOUR_KINDS, ODD_SHAPE_KINDS, Turn, ask, plural
 from tools.demo.scene import MADE_UP, Scene, sample_scene
 from tools.demo.shapes import SHAPES
 from tools.demo.topics import other_question

@@ -24,7 +24,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tools.demo import batches, speech
-from tools.demo.codes import HEADS, code_loss, patch_labels, patch_loss, read_flags, scene_codes
+from tools.demo.codes import (
+    HEADS,
+    code_loss,
+    patch_labels,
+    patch_loss,
+    read_flags,
+    scene_codes,
+)
 from tools.demo.draw import picture
 from tools.demo.model import (
     PARTS,
