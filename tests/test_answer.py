@@ -1,5 +1,6 @@
 """The answer to one request while it is generated."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,10 +24,26 @@ class Letters:
         return self.alphabet[token_id % len(self.alphabet)].encode()
 
 
-def answer(tokens, limit=None):
-    """An answer that has taken ``tokens``, and the pieces that it gave."""
-    one, pieces = Answer(Letters(), "vita", (EOS,), [("text", 0, 3), ("image", 3, 7), ("text", 7, 8)]), []
-    for token in tokens[:limit]:
+class Texts:
+    """A tokenizer whose ids are the indices of the given texts."""
+
+    special_ids, leading_spaces = frozenset(), 0
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def __contains__(self, token_id):
+        return token_id < len(self.texts)
+
+    def piece(self, token_id):
+        return self.texts[token_id].encode()
+
+
+def answer(tokens, tokenizer=None, template="vita"):
+    """The finished answer of these tokens, and its pieces."""
+    segments = [("text", 0, 3), ("image", 3, 7), ("text", 7, 8)]
+    one, pieces = Answer(tokenizer or Letters(), template, (EOS,), segments), []
+    for token in tokens:
         one.push(token, torch.tensor([float(token)]))
         pieces.append(one.piece)
     one.finish()
@@ -35,12 +52,35 @@ def answer(tokens, limit=None):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 49), max_size=9), st.lists(st.integers(0, 49), max_size=3))
-def test_the_pieces_are_the_text_and_nothing_behind_the_end_token_counts(tokens, rest):
+def test_the_pieces_add_up_to_the_text_and_nothing_after_the_end_token_counts(tokens, rest):
     one, pieces = answer([*tokens, EOS, *rest])
     whole = b"".join(map(Letters().piece, tokens)).decode()
     assert "".join(pieces) == one.text == split_state(whole, "vita")[1]
     assert one.state == split_state(whole, "vita")[0]
     assert one.token_ids == tokens and one.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "texts, pieces, state",
+    [
+        (["☞", " Hello"], ["", "Hello", ""], "☞"),
+        (["☞", " Hello", " you"], ["", "Hello", " you", ""], "☞"),
+        (["\n", "☟", " x"], ["", "", "x", ""], "☟"),
+        (["☜"], ["", ""], "☜"),
+        ([" ", "Hello"], ["", " Hello", ""], None),
+        (["Yes ", "☞"], ["Yes ", "☞", ""], None),
+        ([" "], ["", " "], None),
+    ],
+)
+def test_a_state_mark_and_the_white_space_around_it_are_in_no_piece(texts, pieces, state):
+    one, got = answer([*range(len(texts)), EOS], Texts(texts))
+    assert got[: len(texts)] + got[-1:] == pieces and got[len(texts)] == ""  # the end token adds nothing
+    assert (one.text, one.state) == ("".join(pieces), state)
+
+
+def test_a_template_without_states_keeps_the_marks():
+    one, pieces = answer([0, 1, EOS], Texts(["☞", " Hello"]), "chatml")
+    assert pieces == ["☞", " Hello", "", ""] and (one.text, one.state) == ("☞ Hello", None)
 
 
 def test_an_answer_without_an_end_token_ended_by_length():

@@ -27,8 +27,8 @@ from test_model import (
 
 few = settings(max_examples=15, deadline=None)
 sides = st.sampled_from(["left", "right"])
-VITA = {side: tiny_vita(tokenizer_padding_side=side) for side in ("left", "right")}
-TEXT = VITA["right"]
+MODELS = {side: tiny_vita(tokenizer_padding_side=side) for side in ("left", "right")}
+MODEL = MODELS["right"]
 
 
 @st.composite
@@ -79,7 +79,7 @@ def real_logits(out):
 @few
 @given(batches(), sides, st.sampled_from([None, 2, 3]))
 def test_the_logits_of_a_row_are_those_it_has_alone(b, side, stride):
-    vita = VITA[side]
+    vita = MODELS[side]
     got = real_logits(vita(**together(b), shared_v_pid_stride=stride))
     for i, logits in enumerate(got):
         alone = vita(**together(b, [i]), shared_v_pid_stride=stride).logits[0]
@@ -90,9 +90,9 @@ def test_the_logits_of_a_row_are_those_it_has_alone(b, side, stride):
 @given(batches(texts_only=True), sides, st.integers(0, 5))
 def test_padded_text_has_the_logits_of_unpadded_text(b, side, more):
     x, mask = as_padded(b, side, more)
-    out = TEXT(x, attention_mask=mask)
+    out = MODEL(x, attention_mask=mask)
     for row, logits, kept in zip(b.rows, out.logits, mask.bool()):
-        torch.testing.assert_close(logits[kept], TEXT(row[None]).logits[0], **CLOSE)
+        torch.testing.assert_close(logits[kept], MODEL(row[None]).logits[0], **CLOSE)
 
 
 @few
@@ -103,7 +103,7 @@ def test_padding_may_stand_anywhere_even_between_tokens(b, data):
     places = sorted(data.draw(st.permutations(range(len(row) + 4)))[: len(row)])
     x, mask = torch.zeros(1, len(row) + 4, dtype=torch.long), torch.zeros(1, len(row) + 4, dtype=torch.bool)
     x[0, places], mask[0, places] = row, True
-    torch.testing.assert_close(TEXT(x, attention_mask=mask).logits[mask], TEXT(row[None]).logits[0], **CLOSE)
+    torch.testing.assert_close(MODEL(x, attention_mask=mask).logits[mask], MODEL(row[None]).logits[0], **CLOSE)
 
 
 @few
@@ -112,8 +112,8 @@ def test_what_lies_in_the_padding_never_matters(length, more, side, garbage):
     embeds, extra = noise(2, length, WIDTH), torch.full((2, more, WIDTH), garbage)
     parts = [extra, embeds] if side == "left" else [embeds, extra]
     mask = torch.cat([torch.full(p.shape[:2], p is embeds) for p in parts], 1)
-    got = TEXT(inputs_embeds=torch.cat(parts, 1), attention_mask=mask, output_attentions=True)
-    torch.testing.assert_close(got.logits[mask].view(2, length, -1), TEXT(inputs_embeds=embeds).logits, **CLOSE)
+    got = MODEL(inputs_embeds=torch.cat(parts, 1), attention_mask=mask, output_attentions=True)
+    torch.testing.assert_close(got.logits[mask].view(2, length, -1), MODEL(inputs_embeds=embeds).logits, **CLOSE)
     for weights in got.attentions:
         seen = weights.transpose(1, 2)[mask]  # the real queries: [2*length, H, S]
         assert not seen[..., ~mask[0]].any()
@@ -125,17 +125,17 @@ def test_permuting_a_batch_permutes_its_answers(b, side, random):
     order = list(range(len(b.rows)))
     random.shuffle(order)
     options = {"max_new_tokens": 4, "eos_token_id": ()}
-    one, other = VITA[side].generate(**together(b), **options), VITA[side].generate(**together(b, order), **options)
+    one, other = MODELS[side].generate(**together(b), **options), MODELS[side].generate(**together(b, order), **options)
     assert other.equal(one[order])
 
 
 def test_sounds_of_different_lengths_are_in_a_batch_what_they_are_alone():
     sounds = [noise(n, BINS, seed=n) for n in (7, 40, 16, 23, 31)]
     padded = torch.stack([torch.nn.functional.pad(s, (0, 0, 0, 50 - len(s)), value=3.0) for s in sounds])
-    got = TEXT.encode_audios(padded, [len(s) for s in sounds])
+    got = MODEL.encode_audios(padded, [len(s) for s in sounds])
     for sound, embeds, n in zip(sounds, got.embeds, got.lengths.tolist()):
-        torch.testing.assert_close(embeds[:n], TEXT.encode_audios(sound[None], [len(sound)]).embeds[0], **CLOSE)
-    rows = TEXT.audio_features({"audios": sounds})
+        torch.testing.assert_close(embeds[:n], MODEL.encode_audios(sound[None], [len(sound)]).embeds[0], **CLOSE)
+    rows = MODEL.audio_features({"audios": sounds})
     assert [len(r) for r in rows] == got.lengths.tolist() == [1, 5, 2, 3, 4]
 
 
@@ -147,8 +147,8 @@ def test_sounds_of_different_lengths_are_in_a_batch_what_they_are_alone():
 def test_the_loss_does_not_depend_on_the_side_of_the_padding(b):
     """The first token of a row has nothing before it, so nothing predicts it: neither does padding."""
     labels = [row.clamp(min=-100) for row in b.rows]
-    left, right = (VITA[side](**together(b), labels=labels) for side in ("left", "right"))
-    alone = [(i, VITA["right"](**together(b, [i]), labels=[labels[i]])) for i in range(len(b.rows))]
+    left, right = (MODELS[side](**together(b), labels=labels) for side in ("left", "right"))
+    alone = [(i, MODELS["right"](**together(b, [i]), labels=[labels[i]])) for i in range(len(b.rows))]
     counted = []
     for i, out in alone:
         places = [k for kind, a, z in out.segments[0] if kind == "text" for k in range(a, z)]
@@ -166,10 +166,10 @@ def test_the_loss_of_padded_text_is_that_of_its_rows(b, side, more):
     x, mask = as_padded(b, side, more)
     counted = []
     for row in b.rows:
-        chances = TEXT(row[None]).logits[0].log_softmax(-1)
+        chances = MODEL(row[None]).logits[0].log_softmax(-1)
         counted += [-chances[k, word] for k, word in enumerate(row[1:])]
     assume(counted)
-    loss = TEXT(x, attention_mask=mask, labels=x.masked_fill(mask == 0, -100)).loss
+    loss = MODEL(x, attention_mask=mask, labels=x.masked_fill(mask == 0, -100)).loss
     torch.testing.assert_close(loss, torch.stack(counted).mean(), **CLOSE)
 
 
@@ -180,7 +180,7 @@ def test_the_loss_of_padded_text_is_that_of_its_rows(b, side, more):
 @given(batches(), sides, st.sampled_from([None, 2]), st.lists(st.integers(1, 3), min_size=1, max_size=3))
 def test_going_on_from_a_padded_prompt_is_one_pass_over_the_whole(b, side, stride, chunks):
     """Prompts of different lengths, on either side, with shared positions too; then chunks of text behind them."""
-    vita, n = VITA[side], sum(chunks)
+    vita, n = MODELS[side], sum(chunks)
     more = torch.randint(0, VOCAB, (len(b.rows), n), generator=torch.Generator().manual_seed(b.seed))
     cache, got = vita(**together(b), shared_v_pid_stride=stride).cache, []
     for chunk in more.split(chunks, 1):
@@ -196,7 +196,7 @@ def test_going_on_from_a_padded_prompt_is_one_pass_over_the_whole(b, side, strid
 @few
 @given(batches(), sides, st.integers(1, 4))
 def test_going_back_and_on_again_gives_the_same(b, side, n):
-    vita = VITA[side]
+    vita = MODELS[side]
     more = torch.randint(0, VOCAB, (len(b.rows), n), generator=torch.Generator().manual_seed(b.seed))
     cache = vita(**together(b)).cache
     length, places = cache.length, cache.next_positions.tolist()
@@ -210,7 +210,7 @@ def test_going_back_and_on_again_gives_the_same(b, side, n):
 @given(batches(), batches(), sides)
 def test_pictures_and_sounds_may_come_in_a_second_turn(first, second, side):
     count = min(len(first.rows), len(second.rows))
-    order, vita = range(count), VITA[side]
+    order, vita = range(count), MODELS[side]
     cache = vita(**together(first, order)).cache
     got = real_logits(vita(**together(second, order), cache=cache))
     for i, logits in enumerate(got):
@@ -230,8 +230,8 @@ def test_a_mask_given_with_a_cache_may_cover_the_new_columns_or_all(b, side, n):
     more = torch.randint(0, VOCAB, (len(x), n), generator=torch.Generator().manual_seed(b.seed))
     results = []
     for given_mask in (None, torch.ones(len(x), n), torch.cat([mask, torch.ones(len(x), n)], 1)):
-        cache = TEXT(x, attention_mask=mask).cache
-        results.append(TEXT(more, cache=cache, attention_mask=given_mask).logits)
+        cache = MODEL(x, attention_mask=mask).cache
+        results.append(MODEL(more, cache=cache, attention_mask=given_mask).logits)
     assert results[0].equal(results[1]) and results[0].equal(results[2])
 
 
@@ -242,8 +242,8 @@ def test_a_mask_given_with_a_cache_may_cover_the_new_columns_or_all(b, side, n):
 @given(batches(), sides, st.sampled_from([None, 3]))
 def test_the_answer_of_a_row_is_the_one_it_gives_alone(b, side, stride):
     options = {"max_new_tokens": 5, "eos_token_id": (), "shared_v_pid_stride": stride}
-    got = VITA[side].generate(**together(b), **options)
-    alone = [VITA["right"].generate(**together(b, [i]), **options)[0] for i in range(len(b.rows))]
+    got = MODELS[side].generate(**together(b), **options)
+    alone = [MODELS["right"].generate(**together(b, [i]), **options)[0] for i in range(len(b.rows))]
     assert got.equal(torch.stack(alone))
 
 
@@ -252,14 +252,14 @@ def test_the_answer_of_a_row_is_the_one_it_gives_alone(b, side, stride):
 def test_the_answer_depends_neither_on_the_side_nor_on_the_amount_of_padding(b, side, more):
     x, mask = as_padded(b, side, more)
     options = {"max_new_tokens": 5, "eos_token_id": ()}
-    alone = [TEXT.generate(row[None], **options)[0] for row in b.rows]
-    assert TEXT.generate(x, attention_mask=mask, **options).equal(torch.stack(alone))
+    alone = [MODEL.generate(row[None], **options)[0] for row in b.rows]
+    assert MODEL.generate(x, attention_mask=mask, **options).equal(torch.stack(alone))
 
 
 @few
 @given(batches(), sides)
 def test_an_answer_is_what_one_pass_over_prompt_and_answer_finds_likeliest(b, side):
-    vita, n = VITA[side], 4
+    vita, n = MODELS[side], 4
     new = vita.generate(**together(b), max_new_tokens=n, eos_token_id=())
     longer = SimpleNamespace(rows=[torch.cat(p) for p in zip(b.rows, new)], pictures=b.pictures, sounds=b.sounds)
     for logits, answer in zip(real_logits(vita(**together(longer))), new):
@@ -273,11 +273,11 @@ def answers(vita, rows, **options):
 
 def test_rows_that_end_early_are_filled_up_and_do_not_stop_the_others():
     rows = [torch.tensor(r) for r in ([7], [8, 9, 10], [11, 12], [30, 31, 2, 3], [40])]
-    free = torch.tensor(answers(TEXT, rows, max_new_tokens=8, eos_token_id=()))
+    free = torch.tensor(answers(MODEL, rows, max_new_tokens=8, eos_token_id=()))
     eos = [int(free[0, 2]), int(free[1, 4])]
-    ended = answers(TEXT, rows, max_new_tokens=8, eos_token_id=eos)
+    ended = answers(MODEL, rows, max_new_tokens=8, eos_token_id=eos)
     assert len({len(a) for a in ended}) > 1  # or there is nothing to see here
-    got = TEXT.generate(rows, max_new_tokens=8, eos_token_id=eos, pad_token_id=3).tolist()
+    got = MODEL.generate(rows, max_new_tokens=8, eos_token_id=eos, pad_token_id=3).tolist()
     longest = max(map(len, ended))
     assert got == [a + [3] * (longest - len(a)) for a in ended]
     assert all(a[-1] in eos or len(a) == 8 for a in ended)
@@ -285,15 +285,15 @@ def test_rows_that_end_early_are_filled_up_and_do_not_stop_the_others():
 
 
 def test_generation_stops_when_every_row_has_ended():
-    first = int(TEXT.generate(ids(7, 8), max_new_tokens=1, eos_token_id=()))
+    first = int(MODEL.generate(ids(7, 8), max_new_tokens=1, eos_token_id=()))
     x = torch.tensor([[7, 8], [7, 8]])
-    assert TEXT.generate(x, max_new_tokens=9, eos_token_id=first).tolist() == [[first]] * 2
-    assert TEXT.generate(x, max_new_tokens=9, eos_token_id=()).shape == (2, 9)
+    assert MODEL.generate(x, max_new_tokens=9, eos_token_id=first).tolist() == [[first]] * 2
+    assert MODEL.generate(x, max_new_tokens=9, eos_token_id=()).shape == (2, 9)
 
 
 def test_the_end_and_padding_tokens_are_the_checkpoints_where_none_are_given():
-    new = TEXT.generate(ids(7, 8), max_new_tokens=6, eos_token_id=())[0].tolist()
-    other = TEXT.generate(ids(9, 3), max_new_tokens=6, eos_token_id=())[0].tolist()
+    new = MODEL.generate(ids(7, 8), max_new_tokens=6, eos_token_id=())[0].tolist()
+    other = MODEL.generate(ids(9, 3), max_new_tokens=6, eos_token_id=())[0].tolist()
     end = next(i for i, token in enumerate(new) if token not in other)
     for pad, filled in ((4, 4), (None, new[end])):  # without a padding token it is the end token
         vita = tiny_vita(eos_token_ids=(new[end],), pad_token_id=pad)
@@ -302,7 +302,7 @@ def test_the_end_and_padding_tokens_are_the_checkpoints_where_none_are_given():
 
 
 def test_no_end_tokens_at_all_runs_to_the_limit():
-    new = TEXT.generate(ids(7, 8), max_new_tokens=5, eos_token_id=())[0].tolist()
+    new = MODEL.generate(ids(7, 8), max_new_tokens=5, eos_token_id=())[0].tolist()
     vita = tiny_vita(eos_token_ids=(new[0],))
     assert vita.generate(ids(7, 8), max_new_tokens=5).tolist() == [new[:1]]
     assert vita.generate(ids(7, 8), max_new_tokens=5, eos_token_id=()).tolist() == [new]
@@ -312,15 +312,15 @@ def test_no_end_tokens_at_all_runs_to_the_limit():
 @given(batches(), sides)
 def test_the_stream_is_what_comes_back(b, side):
     seen = []
-    got = VITA[side].generate(**together(b), max_new_tokens=4, eos_token_id=[EOS, 9], stream=seen.append)
+    got = MODELS[side].generate(**together(b), max_new_tokens=4, eos_token_id=[EOS, 9], stream=seen.append)
     assert torch.stack(seen, 1).equal(got) and all(step.shape == (len(b.rows),) for step in seen)
 
 
 def test_the_prompt_stands_in_front_where_it_is_asked_for():
     x, mask = torch.tensor([[0, 7, 8], [9, 10, 11]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
     options = {"attention_mask": mask, "max_new_tokens": 4, "eos_token_id": ()}
-    new = TEXT.generate(x, **options)
-    assert TEXT.generate(x, include_prompt=True, **options).equal(torch.cat([x, new], 1))
+    new = MODEL.generate(x, **options)
+    assert MODEL.generate(x, include_prompt=True, **options).equal(torch.cat([x, new], 1))
 
 
 @few
@@ -328,11 +328,11 @@ def test_the_prompt_stands_in_front_where_it_is_asked_for():
 def test_the_repetition_penalty_counts_the_rows_own_prompt_and_answer_and_no_padding(b, side, penalty):
     """The oracle scores the whole row anew at each step and lowers what stands in it."""
     x, mask = as_padded(b, side, 2)
-    got = TEXT.generate(x, attention_mask=mask, max_new_tokens=4, eos_token_id=(), repetition_penalty=penalty)
+    got = MODEL.generate(x, attention_mask=mask, max_new_tokens=4, eos_token_id=(), repetition_penalty=penalty)
     for row, answer in zip(b.rows, got.tolist()):
         whole = row.tolist()
         for token in answer:
-            logits = TEXT(ids(*whole)).logits[0, -1]
+            logits = MODEL(ids(*whole)).logits[0, -1]
             for used in set(whole):
                 logits[used] = logits[used] / penalty if logits[used] > 0 else logits[used] * penalty
             assert int(logits.argmax()) == token
@@ -341,43 +341,43 @@ def test_the_repetition_penalty_counts_the_rows_own_prompt_and_answer_and_no_pad
 
 def test_a_strong_penalty_says_nothing_twice():
     options = {"max_new_tokens": 20, "eos_token_id": (), "repetition_penalty": 1e6}
-    said = [7, 8, *TEXT.generate(ids(7, 8, IMAGE), images=noise(1, 3, PIXELS, PIXELS), **options)[0].tolist()]
+    said = [7, 8, *MODEL.generate(ids(7, 8, IMAGE), images=noise(1, 3, PIXELS, PIXELS), **options)[0].tolist()]
     assert len(set(said)) == len(said)
 
 
 @pytest.mark.parametrize("pad", [-1, -100, 10**6])
 def test_padding_of_rows_that_ended_may_be_any_number(pad):
     x, options = torch.tensor([[7, 8], [9, 3]]), {"max_new_tokens": 6, "repetition_penalty": 1.5}
-    whole = TEXT.generate(x, eos_token_id=(), **options)
+    whole = MODEL.generate(x, eos_token_id=(), **options)
     end = next(int(t) for t in whole[0] if t not in whole[1])
-    got, place = TEXT.generate(x, eos_token_id=end, pad_token_id=pad, **options), whole[0].tolist().index(end)
+    got, place = MODEL.generate(x, eos_token_id=end, pad_token_id=pad, **options), whole[0].tolist().index(end)
     assert got[1].equal(whole[1]) and got[0, : place + 1].equal(whole[0, : place + 1]) and (got[0, place + 1 :] == pad).all()
 
 
 def test_a_loss_counts_new_columns_where_the_mask_covers_the_cached_ones_too():
-    first, new, cache = torch.tensor([[0, 7, 8], [4, 9, 3]]), torch.tensor([[5, 6, 2], [1, 2, 9]]), TEXT.decoder.new_cache(2)
+    first, new, cache = torch.tensor([[0, 7, 8], [4, 9, 3]]), torch.tensor([[5, 6, 2], [1, 2, 9]]), MODEL.decoder.new_cache(2)
     mask = torch.tensor([[False, True, True], [True, True, True]])
-    TEXT(first, attention_mask=mask, cache=cache)
+    MODEL(first, attention_mask=mask, cache=cache)
     every = torch.cat([mask, torch.ones(2, 3, dtype=torch.bool)], 1)
-    found = TEXT(new, attention_mask=every, cache=cache, labels=new)
+    found = MODEL(new, attention_mask=every, cache=cache, labels=new)
     wanted = torch.nn.functional.cross_entropy(found.logits[:, :-1].flatten(0, 1), new[:, 1:].flatten())
     torch.testing.assert_close(found.loss, wanted)
 
 
 def test_the_penalty_counts_the_answer_alone_where_the_prompt_is_embeddings():
     options = {"max_new_tokens": 9, "repetition_penalty": 1e6, "eos_token_id": ()}
-    tokens = TEXT.generate(inputs_embeds=TEXT.embed(ids(7, 8)), **options)[0].tolist()
-    first = TEXT.generate(ids(7, 8), max_new_tokens=1, eos_token_id=())
+    tokens = MODEL.generate(inputs_embeds=MODEL.embed(ids(7, 8)), **options)[0].tolist()
+    first = MODEL.generate(ids(7, 8), max_new_tokens=1, eos_token_id=())
     assert tokens[0] == int(first) and len(set(tokens)) == len(tokens)
 
 
 def test_draws_come_from_the_generator_that_is_given():
     def draw(seed, **options):
         options |= {"do_sample": True, "generator": torch.Generator().manual_seed(seed)}
-        return TEXT.generate(x, max_new_tokens=12, eos_token_id=(), **options)
+        return MODEL.generate(x, max_new_tokens=12, eos_token_id=(), **options)
 
     x = torch.tensor([[7, 8], [9, 3]])
-    greedy = TEXT.generate(x, max_new_tokens=12, eos_token_id=())
+    greedy = MODEL.generate(x, max_new_tokens=12, eos_token_id=())
     assert draw(1, temperature=2.0).equal(draw(1, temperature=2.0))
     assert not draw(1, temperature=2.0).equal(draw(2, temperature=2.0))
     assert all(draw(1, **kind).equal(greedy) for kind in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}))
@@ -385,15 +385,15 @@ def test_draws_come_from_the_generator_that_is_given():
 
 def test_generating_leaves_torchs_own_random_numbers_alone():
     before = torch.get_rng_state()
-    TEXT.generate(ids(7), max_new_tokens=3, eos_token_id=(), do_sample=True, generator=torch.Generator().manual_seed(1))
+    MODEL.generate(ids(7), max_new_tokens=3, eos_token_id=(), do_sample=True, generator=torch.Generator().manual_seed(1))
     assert torch.get_rng_state().equal(before)
 
 
 def test_positions_that_are_given_are_gone_on_from():
     places = torch.tensor([[0, 0, 5, 9]])
     x = ids(7, 8, 9, 10)
-    new = TEXT.generate(x, position_ids=places, max_new_tokens=4, eos_token_id=())
-    whole = TEXT(torch.cat([x, new], 1), position_ids=torch.cat([places, ids(10, 11, 12, 13)], 1)).logits
+    new = MODEL.generate(x, position_ids=places, max_new_tokens=4, eos_token_id=())
+    whole = MODEL(torch.cat([x, new], 1), position_ids=torch.cat([places, ids(10, 11, 12, 13)], 1)).logits
     assert whole[0, 3:-1].argmax(-1).equal(new[0])
 
 
@@ -402,7 +402,7 @@ def test_a_prompt_that_is_too_long_keeps_its_beginning():
     picture = noise(1, 3, PIXELS, PIXELS)
     assert short(ids(7, IMAGE, 8, 9), images=picture).segments == [[("text", 0, 1), ("image", 1, 5)]]
     options = {"images": picture, "max_new_tokens": 3, "eos_token_id": ()}
-    assert short.generate(ids(7, IMAGE, 8, 9), **options).equal(TEXT.generate(ids(7, IMAGE), **options))
+    assert short.generate(ids(7, IMAGE, 8, 9), **options).equal(MODEL.generate(ids(7, IMAGE), **options))
 
 
 @pytest.mark.parametrize("tied", [False, True])

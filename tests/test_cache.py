@@ -1,4 +1,4 @@
-"""The cache against a plain list of columns that forgets nothing and preallocates nothing."""
+"""The cache against a plain list of columns."""
 
 from unittest.mock import patch
 
@@ -11,10 +11,10 @@ from vita_ref import KVCache
 
 L, B, G, K = 2, 3, 4, 5
 few = settings(max_examples=40, deadline=None)
-pieces = st.tuples(st.just("pass"), st.integers(1, 6), st.booleans(), st.booleans())
-failures = st.tuples(st.just("fail"), st.integers(1, 6), st.integers(1, L))
-cuts = st.tuples(st.just("cut"), st.floats(0, 1))
-stories = st.lists(st.one_of(pieces, failures, cuts), max_size=8)
+passes = st.builds(dict, columns=st.integers(1, 6), padded=st.booleans(), shared=st.booleans())
+failed_passes = st.builds(dict, columns=st.integers(1, 6), failed_after=st.integers(1, L))
+truncations = st.builds(dict, kept=st.floats(0, 1))
+histories = st.lists(st.one_of(passes, failed_passes, truncations), max_size=8)
 
 
 def column(seed):
@@ -22,15 +22,15 @@ def column(seed):
     return torch.randn(2, L, B, G, K, generator=torch.Generator().manual_seed(seed))
 
 
-def agrees(cache, columns):
-    """Whether the cache holds this list of (keys and values, real [B], positions [B])."""
+def assert_holds(cache, columns):
+    """The cache holds this list of (keys and values, real [B], positions [B])."""
     assert cache.length == len(columns)
     assert cache.mask.tolist() == [[bool(real[i]) for _, real, _ in columns] for i in range(B)]
-    going_on = []
+    following = []
     for i in range(B):
         used = [int(position[i]) for _, real, position in columns if real[i]]
-        going_on.append(used[-1] + 1 if used else 0)
-    assert cache.next_positions.tolist() == going_on
+        following.append(used[-1] + 1 if used else 0)
+    assert cache.next_positions.tolist() == following
     for layer in range(L):
         for kind, got in enumerate(cache[layer]):
             assert got.shape == (B, G, len(columns), K)
@@ -38,39 +38,42 @@ def agrees(cache, columns):
                 assert got[:, :, t].equal(stored[kind, layer])
 
 
+def write_layers(cache, columns, new, layers):
+    """Writes new keys and values to the first layers; each write returns the old and the new columns of its layer."""
+    stacked = torch.stack(new, 4)  # [2, L, B, G, n, K]
+    for layer in range(layers):
+        returned = cache.write(layer, *stacked[:, layer])
+        for kind, got in enumerate(returned):
+            assert got[:, :, len(columns) :].equal(stacked[kind, layer])
+            assert all(got[:, :, t].equal(stored[kind, layer]) for t, (stored, _, _) in enumerate(columns))
+
+
 @few
-@given(stories, st.sampled_from([None, 48]), st.integers(0, 9))
-def test_a_cache_holds_what_a_list_of_columns_would(story, limit, seed):
+@given(histories, st.sampled_from([None, 48]), st.integers(0, 9))
+def test_a_cache_holds_what_a_list_of_columns_holds(history, limit, seed):
+    """A failed pass writes to some layers and never advances: nothing of it remains."""
     with patch("vita_ref.cache.GROWTH", 4):
         cache, columns, seed = KVCache(L, B, G, limit, K), [], seed * 1000
-        for kind, *what in story:
-            if kind == "cut":
-                kept = int(what[0] * len(columns))
-                cache.truncate(kept)
-                columns = columns[:kept]
-                agrees(cache, columns)
+        for event in history:
+            if "kept" in event:
+                columns = columns[: int(event["kept"] * len(columns))]
+                cache.truncate(len(columns))
+                assert_holds(cache, columns)
                 continue
-            n, seed = what[0], seed + 10
+            n, seed = event["columns"], seed + 10
             new = [column(seed + i) for i in range(n)]
-            keys, values = torch.stack(new, 4)  # each [L, B, G, n, K]
-            for layer in range(L if kind == "pass" else what[1]):  # a pass that fails writes and never advances
-                seen = cache.write(layer, keys[layer], values[layer])
-                for got, stored, put in zip(seen, (0, 1), (keys, values)):
-                    assert got[:, :, len(columns) :].equal(put[layer])
-                    assert all(got[:, :, t].equal(c[0][stored, layer]) for t, c in enumerate(columns))
-            if kind == "pass":
-                real = torch.randint(2, (B, n), generator=torch.Generator().manual_seed(seed)).bool()
-                positions = torch.arange(n) // 2 + cache.next_positions[:, None]
-                following = torch.arange(n) + cache.next_positions[:, None]
-                some_padded, shared = what[1:]
-                cache.advance(n, real if some_padded else None, positions if shared else None)
-                real = real if some_padded else torch.ones_like(real)
-                positions = positions if shared else following
-                columns += [(new[i], real[:, i], positions[:, i]) for i in range(n)]
-            agrees(cache, columns)
+            write_layers(cache, columns, new, event.get("failed_after", L))
+            if "failed_after" not in event:
+                start, real = cache.next_positions[:, None], torch.ones(B, n, dtype=torch.bool)
+                if event["padded"]:
+                    real = torch.randint(2, (B, n), generator=torch.Generator().manual_seed(seed)).bool()
+                positions = start + (torch.arange(n) // 2 if event["shared"] else torch.arange(n))
+                cache.advance(n, real if event["padded"] else None, positions if event["shared"] else None)
+                columns = columns + [(new[i], real[:, i], positions[:, i]) for i in range(n)]
+            assert_holds(cache, columns)
 
 
-def test_memory_is_allocated_once_where_the_limit_is_known():
+def test_a_cache_with_a_limit_allocates_its_memory_once():
     cache = KVCache(L, B, G, 7, K)
     held = (cache.keys.data_ptr(), cache.values.data_ptr(), cache.nbytes)
     for _ in range(7):
@@ -81,7 +84,7 @@ def test_memory_is_allocated_once_where_the_limit_is_known():
     assert cache.nbytes == 2 * L * B * G * 7 * K * 4
 
 
-def test_memory_grows_in_large_steps_where_no_limit_is_known():
+def test_a_cache_without_a_limit_grows_in_large_steps():
     cache, sizes = KVCache(1, 1, 1, None, 2), set()
     for _ in range(1000):
         cache.write(0, torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
@@ -90,13 +93,13 @@ def test_memory_grows_in_large_steps_where_no_limit_is_known():
     assert len(sizes) <= 4
 
 
-def test_views_share_the_memory_of_the_cache():
+def test_a_write_returns_views_of_the_memory_of_the_cache():
     cache = KVCache(L, B, G, 7, K)
     keys, values = cache.write(1, torch.ones(B, G, 2, K), torch.ones(B, G, 2, K))
     assert keys.data_ptr() == cache.keys[1].data_ptr() and values.data_ptr() == cache.values[1].data_ptr()
 
 
-def test_more_than_fits_is_an_error_with_all_the_numbers():
+def test_more_columns_than_the_limit_are_refused_with_all_numbers():
     cache = KVCache(L, B, G, 70, K)
     cache.advance(66)
     with pytest.raises(ValueError, match="66.*70.*5"):
@@ -120,7 +123,7 @@ def test_values_must_have_the_shape_of_the_keys():
 
 
 @pytest.mark.parametrize("length", [-1, 4])
-def test_a_cut_outside_what_is_there_is_refused(length):
+def test_a_truncation_to_more_than_the_length_or_below_zero_is_refused(length):
     cache = KVCache(L, B, G, 7, K)
     cache.advance(3)
     with pytest.raises(ValueError, match=f"3.*{length}"):
@@ -128,10 +131,29 @@ def test_a_cut_outside_what_is_there_is_refused(length):
     assert cache.length == 3
 
 
-def test_a_full_size_cache_of_no_memory_runs_on_the_meta_device():
-    cache = KVCache(32, 4, 32, 1091, 128, dtype=torch.float16, device="meta")
+def test_a_full_size_cache_on_the_meta_device_allocates_nothing_and_counts_its_bytes():
     new = torch.empty(4, 32, 1091, 128, dtype=torch.float16, device="meta")
+    cache = KVCache(32, 4, 32, 1091, 128, dtype=torch.float16, device="meta")
     keys, values = cache.write(31, new, new)
     cache.advance(1091)
-    assert keys.shape == values.shape == new.shape and cache.next_positions.shape == (4,)
+    tensors = [keys, values, *cache[0], cache.mask, cache.next_positions]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert [list(tensor.shape) for tensor in tensors] == [[4, 32, 1091, 128]] * 4 + [[4, 1091], [4]]
     assert cache.nbytes == 2 * 32 * 4 * 32 * 1091 * 128 * 2
+    with pytest.raises(ValueError, match="1091.*1091.*1 more"):
+        cache.write(0, new[:, :, :1], new[:, :, :1])
+    cache.truncate(7)
+    assert cache.write(0, new[:, :, :1], new[:, :, :1])[0].shape == (4, 32, 8, 128)
+
+
+def test_padded_says_whether_any_filled_column_may_be_padding():
+    """Attention needs no mask while it is False, so it may only be False if every filled column is real."""
+    cache = KVCache(L, B, G, 9, K)
+    cache.advance(2)
+    assert not cache.padded
+    cache.advance(2, torch.tensor([[True, False]] * B))
+    assert cache.padded
+    cache.truncate(3)
+    assert cache.padded
+    cache.truncate(0)
+    assert not cache.padded

@@ -1,45 +1,83 @@
-"""From a folder to a model: which folder, which options, and what is refused before anything is read."""
+"""From a folder to a model: the folder, the options, and what is refused before the folder is read."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import GOLDEN
+from safetensors.torch import load_file
 
 from vita_ref import Vita
+from vita_ref.files.folders import read_config
 from vita_ref.loading import demo_folder, find_speech
+from vita_ref.scale.products import FastLinear
+
+DEMO = Path(__file__).parents[1] / "weights" / "demo"
 
 
-def test_without_a_folder_the_demo_is_loaded():
-    assert Vita.from_pretrained().config == Vita.from_pretrained(demo_folder()).config
+@pytest.fixture(scope="module")
+def stored():
+    """The tensors of the demo checkpoint by their names in the file."""
+    return load_file(DEMO / "model.safetensors")
 
 
-def test_a_loaded_model_is_in_eval_mode_and_in_the_dtype_that_was_asked_for():
+def test_without_a_folder_the_demo_is_loaded(stored):
+    assert demo_folder() == DEMO
+    vita = Vita.from_pretrained()
+    assert vita.config == read_config(DEMO)
+    assert vita.decoder.norm.weight.equal(stored["model.norm.weight"].to(vita.decoder.norm.weight.dtype))
+
+
+def test_a_loaded_model_is_in_eval_mode_and_has_the_requested_dtype(stored):
     vita = Vita.from_pretrained(dtype=torch.float16)
-    assert not vita.training and {p.dtype for p in vita.parameters()} == {torch.float16}
+    assert not any(module.training for module in vita.modules())
+    assert {p.dtype for p in vita.parameters()} == {torch.float16}
+    assert vita.decoder.embed_tokens.weight.equal(stored["model.embed_tokens.weight"].half())
 
 
 @pytest.mark.parametrize(
-    "options, named",
-    [({"quantize": "int3"}, "'int3'"), ({"kernels": "faster"}, "'faster'"), ({"quantize": "int8", "pack": True}, "packed")],
+    "options, message",
+    [
+        ({"quantize": "int3"}, "quantize must be None or 'int8', got 'int3'"),
+        ({"kernels": "faster"}, "kernels must be one of auto, plain, fast, got 'faster'"),
+        ({"kernels": None}, "kernels must be one of auto, plain, fast, got None"),
+        ({"quantize": "int8", "pack": True}, "int8 weights cannot be packed"),
+    ],
 )
-def test_an_unknown_option_is_refused_before_the_folder_is_read(tmp_path, options, named):
-    with pytest.raises(ValueError, match=named):
+def test_an_unknown_option_is_refused_before_the_folder_is_read(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
         Vita.from_pretrained(tmp_path / "nowhere", **options)
 
 
-def test_speech_weights_are_found_in_the_folder_or_beside_it_or_where_they_are_named(tmp_path):
+@pytest.mark.parametrize("kernels, always", [("plain", None), ("auto", False), ("fast", True)])
+def test_kernels_chooses_which_matrices_have_the_products_of_the_table(kernels, always):
+    """With "auto" only the decoder has them, and uses them within `generation_products` only."""
+    vita = Vita.from_pretrained(kernels=kernels)
+    for part in (vita.decoder, vita.vision, vita.projector, vita.audio):
+        kinds = {(type(m), getattr(m, "always", None)) for m in part.modules() if isinstance(m, torch.nn.Linear)}
+        plain = always is None or (always is False and part is not vita.decoder)
+        assert kinds == ({(torch.nn.Linear, None)} if plain else {(FastLinear, always)})
+
+
+def test_progress_counts_the_tensors_of_the_checkpoint(stored):
+    counts = []
+    Vita.from_pretrained(progress=lambda done, total: counts.append((done, total)))
+    assert counts[-1][0] == counts[-1][1] <= len(stored) and counts == sorted(counts)
+
+
+def test_speech_weights_are_found_in_the_given_folder_in_the_checkpoint_or_beside_it(tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     assert find_speech(folder) is None and find_speech(folder, tmp_path) == tmp_path
-    for place in (tmp_path / "speech", folder / "vita_tts_ckpt"):  # the one in the folder is preferred
+    for place in (tmp_path / "speech", folder / "vita_tts_ckpt"):  # the one inside has priority
         (place / "decoder").mkdir(parents=True)
         (place / "decoder" / "model.json").write_text("[]")
         assert find_speech(folder) == place
 
 
-def test_the_vocabulary_of_a_vita_folder_is_that_of_its_weights(tmp_path):
+def test_the_vocabulary_size_of_a_vita_folder_is_that_of_its_weights(tmp_path):
     shutil.copytree(GOLDEN / "checkpoint", tmp_path / "vita")
     config = json.loads((tmp_path / "vita" / "config.json").read_text())
     rows = config["vocab_size"]

@@ -27,20 +27,29 @@ def batches(draw):
     return past, torch.tensor(rows)
 
 
-def filled(past, real):
-    """What masks.py asks of a cache whose columns are the first ``past`` of ``real``."""
+def cache_of(past, real):
+    """The attributes that masks.py reads of a cache whose columns are the first ``past`` of ``real``."""
     return SimpleNamespace(length=past, mask=real[:, :past], padded=not real[:, :past].all())
+
+
+def test_masks_of_small_batches_as_tables():
+    two_cached = [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert Mask(2).rows(0, 2)[0, 0].int().tolist() == two_cached
+    left_padded = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
+    assert Mask(0, torch.tensor([[0, 1, 1, 1]]).bool()).rows(0, 4)[0, 0].int().tolist() == left_padded
+    right_padded = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+    assert Mask(0, torch.tensor([[1, 1, 0, 0]]).bool()).rows(0, 4)[0, 0].int().tolist() == right_padded
 
 
 @few
 @given(batches())
-def test_a_query_sees_the_real_keys_up_to_itself_and_padding_sees_itself_too(batch):
+def test_a_query_sees_the_real_keys_up_to_its_own_column_and_padding_also_sees_itself(batch):
     past, real = batch
     rows = Mask(past, real).rows(0, real.shape[1] - past)
-    for b, row in enumerate(real.tolist()):
+    for row_mask, row in zip(rows[:, 0], real.tolist()):
         for query in range(past, len(row)):
             expected = [key <= query and (row[key] or key == query) for key in range(len(row))]
-            assert rows[b, 0, query - past].tolist() == expected
+            assert row_mask[query - past].tolist() == expected
 
 
 @few
@@ -62,27 +71,27 @@ def test_a_block_of_queries_has_the_rows_of_the_whole_mask(batch, data):
 def test_no_mask_is_made_where_every_query_sees_every_key():
     assert SEE_ALL.rows(0, 5) is None
     assert Mask(past=7).rows(0, 1) is None  # the only query is the last column
+    assert Mask(past=7).rows(0, 2) is not None and Mask(7, torch.ones(1, 8).bool()).rows(0, 1) is not None
 
 
 @few
 @given(batches())
 def test_new_columns_are_the_end_of_a_mask_that_covers_the_cached_ones_too(batch):
     past, real = batch
-    b, s, cache = len(real), real.shape[1] - past, filled(past, real)
-    expected = None if real.all() else real[:, past:]
+    b, s, cache = len(real), real.shape[1] - past, cache_of(past, real)
     for mask in (real, real.long()):
-        got = new_columns(mask, b, s, cache)
-        assert got is expected is None or got.equal(expected)
-    both = all_columns(new_columns(real, b, s, cache), b, s, cache)
-    assert real.all() if both is None else both.equal(real)
+        new = new_columns(mask, b, s, cache)
+        assert new is None if real.all() else new.equal(real[:, past:])
+    every = all_columns(new_columns(real, b, s, cache), b, s, cache)
+    assert every is None if real.all() else every.equal(real)
 
 
 def test_a_mask_of_another_shape_or_with_other_cached_columns_is_refused():
     real = torch.tensor([[True, False, True, True]])
     with pytest.raises(ValueError, match=r"\[1, 2\] or \[1, 4\], got \[1, 3\]"):
-        new_columns(torch.ones(1, 3), 1, 2, filled(2, real))
+        new_columns(torch.ones(1, 3), 1, 2, cache_of(2, real))
     with pytest.raises(ValueError, match="differs from the cache"):
-        new_columns(torch.ones(1, 4), 1, 2, filled(2, real))
+        new_columns(torch.ones(1, 4), 1, 2, cache_of(2, real))
 
 
 @few
@@ -94,15 +103,16 @@ def test_position_ids_count_the_real_columns_from_the_start(batch, start):
         assert positions == [start + sum(row[:i]) if kept else 0 for i, kept in enumerate(row)]
 
 
-def test_position_ids_without_padding_count_on_from_each_rows_start():
+def test_position_ids_without_padding_count_from_the_start_of_each_row():
     assert count_positions(None, torch.tensor([0, 3]), 2, 3).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert count_positions(None, 0, 2, 2).tolist() == [[0, 1], [0, 1]]
 
 
-def test_everything_is_on_the_device_of_the_input():
+def test_masks_and_position_ids_are_on_the_device_of_the_input():
     real = torch.ones(2, 3, dtype=torch.bool, device="meta")
     assert count_positions(real, 0, 2, 3, "meta").is_meta and count_positions(None, 0, 2, 3, "meta").is_meta
-    assert Mask(0, real).rows(0, 3, "meta").is_meta and new_columns(real, 2, 3, None).is_meta
+    assert Mask(0, real).rows(0, 3, "meta").is_meta and Mask(0).rows(0, 3, "meta").is_meta
+    assert new_columns(real, 2, 3, None).is_meta and last_hidden(torch.ones(2, 3, 4, device="meta"), real).is_meta
 
 
 def test_the_last_hidden_state_is_that_of_the_last_real_column_on_either_side():

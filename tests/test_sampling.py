@@ -1,6 +1,7 @@
-"""The next token from logits: each filter against a slow oracle, draws against their probabilities."""
+"""The next token from logits: each filter against a slow oracle, and draws against their probabilities."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -27,53 +28,53 @@ def logits_of(rows):
     return torch.tensor(rows, dtype=torch.float32) / 8
 
 
-def kept(filtered):
+def kept_tokens(filtered):
+    """The ids of each row that a filter has not set to minus infinity."""
     return [{i for i, x in enumerate(row) if x > -math.inf} for row in filtered.tolist()]
 
 
 @few
 @given(rows, st.floats(0.01, 1))
 def test_top_p_keeps_the_smallest_set_that_reaches_p(rows, p):
-    for row, got in zip(logits_of(rows), kept(filter_top_p(logits_of(rows), p))):
+    for row, got in zip(logits_of(rows), kept_tokens(filter_top_p(logits_of(rows), p))):
         probs = [math.exp(x) / sum(math.exp(y) for y in row.tolist()) for x in row.tolist()]
-        mass = sum(probs[i] for i in got)
-        least = min(got, key=probs.__getitem__)
-        assert mass >= p - 1e-5
-        assert len(got) == 1 or mass - probs[least] < p + 1e-5
-        assert all(probs[i] <= probs[least] + 1e-7 for i in range(7) if i not in got)
+        total, smallest = sum(probs[i] for i in got), min(probs[i] for i in got)
+        assert total >= p - 1e-5
+        assert len(got) == 1 or total - smallest < p + 1e-5
+        assert all(probs[i] <= smallest + 1e-7 for i in range(7) if i not in got)
 
 
-def test_top_p_counts_on_an_example():
+def test_top_p_of_an_example():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    wanted = {0.4: {0}, 0.6: {0, 1}, 0.9: {0, 1, 2}, 0.97: {0, 1, 2, 3}, 1.0: {0, 1, 2, 3}, 1e-9: {0}}
-    assert {p: kept(filter_top_p(logits, p))[0] for p in wanted} == wanted
+    expected = {0.4: {0}, 0.6: {0, 1}, 0.9: {0, 1, 2}, 0.97: {0, 1, 2, 3}, 1.0: {0, 1, 2, 3}, 1e-9: {0}}
+    assert {p: kept_tokens(filter_top_p(logits, p))[0] for p in expected} == expected
 
 
 def test_top_p_stops_where_p_is_reached_exactly():
-    assert kept(filter_top_p(torch.zeros(1, 4), 0.5)) == [{0, 1}]
+    assert kept_tokens(filter_top_p(torch.zeros(1, 4), 0.5)) == [{0, 1}]
 
 
-def test_top_p_of_one_keeps_even_what_rounds_to_nothing():
-    assert kept(filter_top_p(torch.tensor([[0.0, 60.0, -60.0]]), 1.0)) == [{0, 1, 2}]
+def test_top_p_of_one_keeps_tokens_whose_probability_rounds_to_zero():
+    assert kept_tokens(filter_top_p(torch.tensor([[0.0, 60.0, -60.0]]), 1.0)) == [{0, 1, 2}]
 
 
 @few
 @given(rows, st.integers(0, 9))
-def test_top_k_keeps_the_k_largest_and_what_equals_the_smallest_of_them(rows, k):
-    got = kept(filter_top_k(logits_of(rows), k))
-    for row, have in zip(rows, got):
-        least = sorted(row, reverse=True)[k - 1] if 0 < k < 7 else min(row)
-        assert have == {i for i, x in enumerate(row) if x >= least}
+def test_top_k_keeps_the_k_largest_logits_and_those_equal_to_the_smallest_of_them(rows, k):
+    for row, got in zip(rows, kept_tokens(filter_top_k(logits_of(rows), k))):
+        smallest = sorted(row, reverse=True)[k - 1] if 0 < k < 7 else min(row)
+        assert got == {i for i, x in enumerate(row) if x >= smallest}
 
 
 @few
 @given(rows, st.floats(0.1, 5))
-def test_the_penalty_divides_what_is_positive_and_multiplies_what_is_negative(rows, penalty):
+def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones(rows, penalty):
     logits = logits_of(rows)
     seen = torch.arange(7).expand_as(logits) % 3 == 0
     got = repetition_penalty(logits, seen, penalty)
     for i, row in enumerate(logits.tolist()):
-        want = [x if j % 3 else x / penalty if x > 0 else x * penalty for j, x in enumerate(row)]
+        lowered = [x / penalty if x > 0 else x * penalty for x in row]
+        want = [lowered[j] if j % 3 == 0 else x for j, x in enumerate(row)]
         assert got[i].tolist() == pytest.approx(want, rel=1e-6)
 
 
@@ -100,11 +101,11 @@ GREEDY = [
 @few
 @given(rows=rows)
 def test_greedy_takes_the_largest_logit_of_each_row(options, rows):
-    logits = logits_of([[3 * x + i for i, x in enumerate(row)] for row in rows]) + torch.arange(7) / 64  # no ties
-    together = sample(logits, options)
-    assert together.dtype == torch.long
-    assert together.tolist() == [max(range(7), key=row.__getitem__) for row in logits.tolist()]
-    assert together.tolist() == [int(sample(row[None], options)) for row in logits]
+    logits = logits_of([[8 * x + i for i, x in enumerate(row)] for row in rows])  # no two of a row are equal
+    tokens = sample(logits, options)
+    assert tokens.dtype == torch.long
+    assert tokens.tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert tokens.tolist() == [int(sample(row[None], options)) for row in logits]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_temperature_above_zero_or_do_sample_samples_and_do_sample_false_is_gr
     assert Sampling(**options).greedy is greedy
 
 
-def test_sampling_without_a_temperature_samples_at_one():
+def test_sampling_without_a_temperature_is_sampling_at_temperature_1():
     logits = torch.linspace(-2, 2, 9).expand(200, 9)
     assert drawn(logits, 3).equal(drawn(logits, 3, temperature=1.0))
     assert not drawn(logits, 3).equal(drawn(logits, 3, temperature=0.3))
@@ -141,7 +142,7 @@ def test_the_draws_of_a_row_do_not_depend_on_the_rows_behind_it(count, seed):
     assert not answers(count)[0].equal(answers(count)[1])  # each row has a generator of its own
 
 
-def test_seen_tokens_are_those_of_the_prompt_without_placeholders_and_padding():
+def test_seen_tokens_are_the_tokens_of_the_prompt_without_placeholders_and_padding():
     ids, mask = torch.tensor([[1, -200, 3, 4], [0, 2, 2, 9]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     assert [row.nonzero().flatten().tolist() for row in seen_tokens(ids, mask, 6)] == [[1, 3], [2]]
     assert seen_tokens([torch.tensor([5]), ()], None, 6).nonzero().tolist() == [[0, 5]]
@@ -160,7 +161,7 @@ def test_draws_are_as_frequent_as_they_are_probable(temperature):
     assert chi_square < 18.5  # one in a thousand, four degrees of freedom
 
 
-def test_filtered_tokens_are_never_drawn_and_the_rest_keep_their_odds():
+def test_removed_tokens_are_never_drawn_and_the_others_keep_their_ratios():
     logits, n = torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), 10_000
     for options in ({"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.84}):  # of three, 0.842 are in two
         counts = drawn(logits.expand(n, 4), 3, **options).bincount(minlength=4).tolist()
@@ -175,19 +176,19 @@ def test_the_same_generator_state_gives_the_same_draws():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_worked_on_in_float32(dtype):
+def test_half_precision_logits_are_processed_in_float32(dtype):
     logits = torch.tensor([[10.0, 9.0, 8.0]], dtype=dtype)
     seen = torch.tensor([[True, False, True]])
     assert repetition_penalty(logits, seen, 1.3).tolist() == repetition_penalty(logits.float(), seen, 1.3).tolist()
     assert filter_top_k(logits, 2).dtype == filter_top_p(logits, 0.5).dtype == torch.float32
 
 
-def test_a_tiny_temperature_is_greedy_and_no_nan():
+def test_a_tiny_temperature_gives_the_likeliest_token_and_no_nan():
     logits = torch.tensor([[1e4, 9e3, -math.inf]])
     assert sample(logits, Sampling(temperature=1e-35)).tolist() == [0]
 
 
-def test_options_at_the_ends_of_their_ranges_leave_the_likeliest():
+def test_options_at_the_ends_of_their_ranges_choose_the_likeliest_token():
     logits, seen = torch.tensor([[1e4, 9e3, 0.0, -1e4]]), torch.tensor([[True, False, True, False]])
     for temperature, top_p in ((TINY, 1.0), (TINY, TINY), (1.0, TINY), (HUGE, TINY)):
         assert sample(logits, Sampling(temperature=temperature, top_p=top_p).check()).tolist() == [0]
@@ -204,12 +205,24 @@ def test_options_at_the_ends_of_their_ranges_leave_the_likeliest():
     + [("repetition_penalty", x) for x in (0, 1e-46, 1e300, -2.0, math.inf)]
     + [("max_new_tokens", x) for x in (0, -1, 1.5, True)],
 )
-def test_an_option_out_of_range_is_named_with_its_range_and_what_came(name, value):
+def test_an_option_out_of_range_is_refused_with_its_name_its_range_and_its_value(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got ") as error:
         Sampling(**{name: value}).check()
     assert repr(value) in str(error.value)
 
 
-def test_options_at_the_ends_of_their_ranges_are_taken():
-    Sampling(temperature=0, top_k=0, top_p=1, repetition_penalty=0.5, max_new_tokens=1).check()
-    Sampling(temperature=100.0, top_k=10**6, top_p=1e-6, repetition_penalty=3).check()
+@pytest.mark.parametrize(
+    "options",
+    [
+        Sampling(),
+        Sampling(temperature=0, top_k=0, top_p=1, repetition_penalty=0.5, max_new_tokens=1),
+        Sampling(temperature=100.0, top_k=10**6, top_p=1e-6, repetition_penalty=3),
+    ],
+)
+def test_options_within_their_ranges_are_returned_unchanged(options):
+    assert options.check() is options
+
+
+def test_options_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Sampling().top_k = 3
