@@ -1,4 +1,4 @@
-"""From words and files to ids and tensors: what `prepare` places, reads and refuses."""
+"""From text and files to ids and tensors: where `prepare_request` puts media, how it reads them, and what it refuses."""
 
 import wave
 from dataclasses import replace
@@ -7,79 +7,98 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_model import AUDIO, BINS, CONFIG, IMAGE, PIXELS, WIDTH, WordTokenizer, noise
+from test_model import (
+    AUDIO,
+    BINS,
+    CONFIG,
+    IMAGE,
+    PIXELS,
+    VIEW,
+    WIDTH,
+    WordTokenizer,
+    noise,
+    tiny_vita,
+)
 
-from vita_ref.request import PreparedRequest, Request, collate, prepare_request
+from vita_ref.fbank import log_mel
+from vita_ref.request import (
+    PreparedRequest,
+    Request,
+    check_length,
+    collate,
+    count_positions,
+    prepare_request,
+)
 
 TOKENIZER = WordTokenizer()
-PICTURE, SOUND = noise(3, PIXELS, PIXELS), noise(30, BINS)
-FILM = noise(3, 3, PIXELS, PIXELS)
+TILE, SOUND = noise(3, PIXELS, PIXELS), noise(30, BINS)
+FRAMES = noise(3, 3, PIXELS, PIXELS)
 
 
-def words(text):
+def ids_of_text(text):
     return TOKENIZER(text).input_ids
 
 
-def ready(config=CONFIG, **request):
+def prepare(config=CONFIG, **request):
     return prepare_request(Request(**{"raw": True} | request), config, TOKENIZER)
 
 
-def ids_of(**request):
-    return ready(**request).ids.tolist()
+def ids_of_request(**request):
+    return prepare(**request).ids.tolist()
 
 
-# ---- words
+# ---- text
 
 
-def test_media_that_the_text_does_not_place_stand_in_front_of_it():
-    wanted = [IMAGE, IMAGE, AUDIO, *words("what is this")]
-    assert ids_of(prompt="what is this", images=[PICTURE, PICTURE], audios=[SOUND]) == wanted
+def test_media_without_placeholders_are_put_in_front_of_the_text():
+    expected = [IMAGE, IMAGE, AUDIO, *ids_of_text("what is this")]
+    assert ids_of_request(prompt="what is this", images=[TILE, TILE], audios=[SOUND]) == expected
 
 
-def test_media_stand_where_the_text_places_them():
-    wanted = [*words("first"), AUDIO, *words("then"), IMAGE, *words("end")]
-    assert ids_of(prompt="first <audio> then <image> end", images=[PICTURE], audios=[SOUND]) == wanted
-    wanted = [IMAGE, *words("first"), AUDIO, *words("end")]  # the one in the text, the other in front
-    assert ids_of(prompt="first <audio> end", images=[PICTURE], audios=[SOUND]) == wanted
+def test_media_take_the_places_of_their_placeholders():
+    expected = [*ids_of_text("first"), AUDIO, *ids_of_text("then"), IMAGE, *ids_of_text("end")]
+    assert ids_of_request(prompt="first <audio> then <image> end", images=[TILE], audios=[SOUND]) == expected
+    expected = [IMAGE, *ids_of_text("first"), AUDIO, *ids_of_text("end")]  # the sound has a placeholder, the image is put in front
+    assert ids_of_request(prompt="first <audio> end", images=[TILE], audios=[SOUND]) == expected
 
 
-def test_a_placeholder_without_its_medium_is_literal_text():
+def test_a_placeholder_of_a_kind_that_is_not_given_is_literal_text():
     text = "what do <image> and <audio> and <video> mean"
-    assert ids_of(prompt=text) == words(text)
-    assert ids_of(prompt="an <audio> tag in <image>", images=[PICTURE]) == [*words("an <audio> tag in"), IMAGE]
+    assert ids_of_request(prompt=text) == ids_of_text(text)
+    assert ids_of_request(prompt="an <audio> tag in <image>", images=[TILE]) == [*ids_of_text("an <audio> tag in"), IMAGE]
 
 
-@pytest.mark.parametrize("kind, given", [("image", {"images": [PICTURE] * 3}), ("audio", {"audios": [SOUND] * 3})])
-def test_a_wrong_count_says_both_counts(kind, given):
+@pytest.mark.parametrize("kind, given", [("image", {"images": [TILE] * 3}), ("audio", {"audios": [SOUND] * 3})])
+def test_a_wrong_number_of_media_is_refused_with_both_numbers(kind, given):
     with pytest.raises(ValueError, match=f"2 <{kind}> placeholders, but 3 were given"):
-        ready(prompt=f"<{kind}> and <{kind}>", **given)
+        prepare(prompt=f"<{kind}> and <{kind}>", **given)
 
 
 @pytest.mark.parametrize(
     "given, question",
     [
-        ({"images": [PICTURE]}, [IMAGE, *words("Describe the image.")]),
-        ({"video": FILM}, [IMAGE] * 3 + words("Describe the video.")),
+        ({"images": [TILE]}, [IMAGE, *ids_of_text("Describe the image.")]),
+        ({"video": FRAMES}, [IMAGE] * 3 + ids_of_text("Describe the video.")),
         ({"audios": [SOUND]}, [AUDIO]),
-        ({"images": [PICTURE], "audios": [SOUND]}, [IMAGE, AUDIO]),
+        ({"images": [TILE], "audios": [SOUND]}, [IMAGE, AUDIO]),
     ],
 )
-def test_without_words_a_picture_is_to_be_described_and_a_sound_is_the_question(given, question):
-    assert ids_of(**given) == question
+def test_without_a_prompt_images_and_videos_are_described_and_a_sound_is_the_question(given, question):
+    assert ids_of_request(**given) == question
 
 
-def test_an_empty_prompt_is_not_the_same_as_none():
-    assert ids_of(prompt="", images=[PICTURE]) == [IMAGE]
+def test_an_empty_prompt_adds_no_default_question():
+    assert ids_of_request(prompt="", images=[TILE]) == [IMAGE]
 
 
 def test_raw_leaves_the_chat_template_out():
-    assert ids_of(prompt="hello there") == words("hello there")
-    framed = ids_of(prompt="hello there", raw=False)
-    assert framed == words("<|im_start|>user\nhello there<|im_end|>\n<|im_start|>assistant\n")
+    assert ids_of_request(prompt="hello there") == ids_of_text("hello there")
+    templated = ids_of_request(prompt="hello there", raw=False)
+    assert templated == ids_of_text("<|im_start|>user\nhello there<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_the_system_text_is_the_requests_else_the_tokenizers():
-    class Taught(WordTokenizer):
+def test_the_system_text_is_that_of_the_request_or_else_that_of_the_tokenizer():
+    class WithSystemPrompt(WordTokenizer):
         system_prompt = "be brief"
 
     def text(tokenizer, **request):
@@ -87,98 +106,141 @@ def test_the_system_text_is_the_requests_else_the_tokenizers():
 
     turn = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     block = "<|im_start|>system\n{}<|im_end|>\n"
-    assert text(Taught()) == words(block.format("be brief") + turn)
-    assert text(Taught(), system="be long") == words(block.format("be long") + turn)
-    assert text(Taught(), system="") == text(TOKENIZER) == words(turn)
+    assert text(WithSystemPrompt()) == ids_of_text(block.format("be brief") + turn)
+    assert text(WithSystemPrompt(), system="be long") == ids_of_text(block.format("be long") + turn)
+    assert text(WithSystemPrompt(), system="") == text(TOKENIZER) == ids_of_text(turn)
 
 
-def test_the_ids_of_the_placeholders_are_the_checkpoints():
+def test_the_placeholder_ids_are_those_of_the_config():
     config = replace(CONFIG, image_token_index=-7, audio_token_index=-8)
-    assert ready(config, prompt="", images=[PICTURE], audios=[SOUND]).ids.tolist() == [-7, -8]
+    assert prepare(config, prompt="", images=[TILE], audios=[SOUND]).ids.tolist() == [-7, -8]
 
 
 # ---- media
 
 
-def test_tensors_are_taken_as_they_are():
+def test_tensors_are_used_unchanged():
     tiles = noise(4, 3, PIXELS, PIXELS)
-    got = ready(prompt="x", images=[PICTURE, tiles], audios=[SOUND, noise(9, WIDTH)])
-    assert got.images[0].equal(PICTURE[None]) and got.images[1] is tiles and got.sounds[0] is SOUND
-    assert got.ids.tolist() == [IMAGE] * 2 + [AUDIO] * 2 + words("x")
+    got = prepare(prompt="x", images=[TILE, tiles], audios=[SOUND, noise(9, WIDTH)])
+    assert got.images[0].equal(TILE[None]) and got.images[1] is tiles and got.sounds[0] is SOUND
+    assert got.ids.tolist() == [IMAGE] * 2 + [AUDIO] * 2 + ids_of_text("x")
 
 
-def test_a_film_is_one_picture_a_frame_in_the_place_of_its_placeholder():
-    got = ready(prompt="<image> before <video> after <image>", images=[PICTURE, -PICTURE], video=FILM)
-    assert got.ids.tolist() == [IMAGE, *words("before"), IMAGE, IMAGE, IMAGE, *words("after"), IMAGE]
-    assert torch.cat(got.images).equal(torch.cat([PICTURE[None], FILM, -PICTURE[None]]))
+def test_the_frames_of_a_video_take_the_place_of_its_placeholder_one_by_one():
+    got = prepare(prompt="<image> before <video> after <image>", images=[TILE, -TILE], video=FRAMES)
+    assert got.ids.tolist() == [IMAGE, *ids_of_text("before"), IMAGE, IMAGE, IMAGE, *ids_of_text("after"), IMAGE]
+    assert torch.cat(got.images).equal(torch.cat([TILE[None], FRAMES, -TILE[None]]))
 
 
-def test_pictures_and_sounds_come_from_files(tmp_path):
+def test_images_and_sounds_are_read_from_files(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    samples = (np.sin(np.arange(16000) / 5) * 9000).astype("<i2")
     with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes((np.sin(np.arange(16000) / 5) * 9000).astype("<i2").tobytes())
-    got = ready(replace(CONFIG, max_tiles=1), images=[tmp_path / "red.png"], audios=[tmp_path / "tone.wav"])
-    assert got.images[0].shape == (1, 3, PIXELS, PIXELS)
-    assert got.sounds[0].shape == (98, BINS)  # 1 s: (16000 - 400) / 160 + 1 frames
-    assert (got.images[0] - got.images[0].mean((2, 3), keepdim=True)).abs().max() < 1e-4
+        file.writeframes(samples.tobytes())
+    got = prepare(replace(CONFIG, max_tiles=1), images=[tmp_path / "red.png"], audios=[tmp_path / "tone.wav"])
+    [tile], [bank] = got.images, got.sounds
+    assert tile.shape == (1, 3, PIXELS, PIXELS)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CONFIG.vision.image_mean, CONFIG.vision.image_std))
+    torch.testing.assert_close(tile[0], ((torch.tensor([1.0, 0.0, 0.0])[:, None, None] - mean) / std).expand_as(tile[0]))
+    assert bank.shape == (98, BINS)  # 1 s: (16000 - 400) / 160 + 1 frames
+    torch.testing.assert_close(bank, log_mel(torch.from_numpy(samples / 32768).float()[None], 16000, num_mel_bins=BINS))
 
 
-def test_a_wide_picture_is_cut_into_tiles_that_one_placeholder_takes():
+def test_the_tiles_of_a_wide_image_take_one_placeholder():
     wide = Image.new("RGB", (3 * PIXELS, PIXELS))
-    assert ready(replace(CONFIG, max_tiles=4), images=[wide]).images[0].shape == (4, 3, PIXELS, PIXELS)
-    got = ready(replace(CONFIG, max_tiles=4), images=[wide], max_tiles=1)  # the request's own limit comes first
+    assert prepare(replace(CONFIG, max_tiles=4), images=[wide]).images[0].shape == (4, 3, PIXELS, PIXELS)
+    got = prepare(replace(CONFIG, max_tiles=4), images=[wide], max_tiles=1)  # the limit of the request has priority
     assert got.images[0].shape == (1, 3, PIXELS, PIXELS) and got.ids.tolist().count(IMAGE) == 1
 
 
-def test_a_film_comes_from_a_folder_of_pictures(tmp_path):
+def test_a_video_may_be_a_folder_of_images(tmp_path):
     for i in range(5):
         Image.new("RGB", (40, 30), (50 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    got = ready(video=str(tmp_path), max_frames=4)
+    got = prepare(video=str(tmp_path), max_frames=4)
     assert len(got.images) == got.ids.tolist().count(IMAGE) == 4
     assert all(frame.shape == (1, 3, PIXELS, PIXELS) for frame in got.images)
     reds = [float(frame[0, 0].mean()) for frame in got.images]
-    assert reds == sorted(reds)
+    assert reds == sorted(set(reds))  # four different frames, in order
 
 
-def test_requests_become_one_batch_with_all_media_in_the_order_of_the_rows():
-    first = PreparedRequest(torch.tensor([IMAGE, 7]), [PICTURE[None]], [])
-    second = PreparedRequest(torch.tensor([AUDIO, IMAGE]), [FILM], [SOUND])
+def test_a_batch_of_requests_has_all_media_in_the_order_of_its_rows():
+    tiles = TILE[None]
+    first = PreparedRequest(torch.tensor([IMAGE, 7]), [tiles], [])
+    second = PreparedRequest(torch.tensor([AUDIO, IMAGE]), [FRAMES], [SOUND])
     got = collate([first, second])
     assert got.input_ids == [first.ids, second.ids]
-    assert [x.shape[0] for x in got.images] == [1, 3] and got.audios == {"audios": [SOUND]}
+    assert got.images[0] is tiles and got.images[1] is FRAMES and len(got.images) == 2
+    assert got.audios == {"audios": [SOUND]}
     alone = collate([PreparedRequest(torch.tensor([7]), [], [])])
     assert alone.images is None and alone.audios is None
 
 
-# ---- what is refused
+# ---- how many positions a prompt takes
 
 
-BLIND = replace(CONFIG, vision=None, missing={"vision": "its folder was not found"})
-DEAF = replace(CONFIG, audio=None)
+@pytest.mark.parametrize(
+    "fields, counts",
+    [
+        ({"prompt": "one two three"}, {"text": 3, "image": 0, "audio": 0}),
+        ({"prompt": "one", "images": [TILE, noise(2, 3, PIXELS, PIXELS)]}, {"text": 1, "image": 3 * VIEW, "audio": 0}),
+        ({"prompt": "one <audio> two", "audios": [SOUND]}, {"text": 2, "image": 0, "audio": 3}),  # 30 frames: 3 positions
+        ({"prompt": "one", "audios": [noise(9, WIDTH)]}, {"text": 1, "image": 0, "audio": 9}),  # embeddings: one each
+        ({"prompt": "one", "video": FRAMES, "audios": [SOUND]}, {"text": 1, "image": 3 * VIEW, "audio": 3}),
+    ],
+)
+def test_positions_are_counted_by_kind_as_the_splice_makes_them(fields, counts):
+    prepared, total = prepare(**fields), sum(counts.values())
+    assert count_positions(CONFIG, prepared) == check_length(CONFIG, prepared) == counts | {"total": total, "cut": 0}
+    assert tiny_vita().inputs(collate([prepared])).embeds.shape[1] == total
+
+
+@pytest.mark.parametrize("limit, kept", [(1, (1, 0, 0)), (3, (1, 2, 0)), (6, (2, 4, 0)), (8, (2, 4, 2)), (9, (2, 4, 3))])
+def test_positions_beyond_the_longest_prompt_are_counted_as_cut(limit, kept):
+    prepared = prepare(prompt="one <image> two <audio>", images=[TILE], audios=[SOUND])  # 1 + 4 + 1 + 3
+    config = replace(CONFIG, tokenizer_model_max_length=limit)
+    counts = dict(zip(("text", "image", "audio"), kept)) | {"total": limit, "cut": 9 - limit}
+    assert count_positions(config, prepared) == counts
+    if limit < 9:
+        with pytest.raises(ValueError, match=f"takes 9 positions, but this checkpoint takes at most {limit}"):
+            check_length(config, prepared)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 6])
+def test_a_sound_that_is_too_short_is_refused_with_its_length(frames):
+    text = f"a sound of {frames} filter-bank frame{'' if frames == 1 else 's'} is too short: at least 7 are needed"
+    with pytest.raises(ValueError, match=text):
+        count_positions(CONFIG, prepare(prompt="", audios=[noise(frames, BINS)]))
+
+
+# ---- refused requests
+
+
+NO_VISION = replace(CONFIG, vision=None, missing={"vision": "its folder was not found"})
+NO_AUDIO = replace(CONFIG, audio=None)
 REFUSED = {
-    "nothing to answer": ({}, CONFIG, ["prompt is needed"]),
-    "no words at all": ({"prompt": ""}, CONFIG, ["empty"]),
-    "a picture without eyes": ({"images": [PICTURE]}, BLIND, ["cannot take images", "its folder was not found"]),
-    "a film without eyes": ({"video": FILM}, BLIND, ["cannot take images"]),
-    "a sound without ears": ({"audios": ["x.wav"]}, DEAF, ["cannot take sounds", "no audio part"]),
-    "a picture that is not there": ({"images": ["nowhere.png"]}, CONFIG, ["nowhere.png"]),
-    "a sound that is not there": ({"audios": ["nowhere.wav"]}, CONFIG, ["nowhere.wav"]),
-    "a film that is not there": ({"video": "nowhere.mp4"}, CONFIG, ["nowhere.mp4"]),
-    "a picture of another kind": ({"images": [3]}, CONFIG, ["image", "int"]),
-    "two places for one film": ({"prompt": "<video> <video>", "video": FILM}, CONFIG, ["2 <video>", "1 video"]),
+    "no prompt and no media": ({}, CONFIG, ["prompt is needed"]),
+    "an empty prompt": ({"prompt": ""}, CONFIG, ["empty"]),
+    "an image without a vision tower": ({"images": [TILE]}, NO_VISION, ["cannot take images", "its folder was not found"]),
+    "a video without a vision tower": ({"video": FRAMES}, NO_VISION, ["cannot take images"]),
+    "a sound without an audio encoder": ({"audios": ["x.wav"]}, NO_AUDIO, ["cannot take sounds", "no audio part"]),
+    "an image file that does not exist": ({"images": ["nowhere.png"]}, CONFIG, ["nowhere.png"]),
+    "a sound file that does not exist": ({"audios": ["nowhere.wav"]}, CONFIG, ["nowhere.wav"]),
+    "a video file that does not exist": ({"video": "nowhere.mp4"}, CONFIG, ["nowhere.mp4"]),
+    "an image of another type": ({"images": [3]}, CONFIG, ["image", "int"]),
+    "two placeholders for one video": ({"prompt": "<video> <video>", "video": FRAMES}, CONFIG, ["2 <video>", "1 video"]),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_in_one_line_that_says_what(case):
-    request, config, said = REFUSED[case]
+def test_wrong_requests_are_refused_in_one_line_with_the_reason(case):
+    request, config, parts = REFUSED[case]
     with pytest.raises(ValueError) as caught:
-        ready(config, **request)
+        prepare(config, **request)
     message = str(caught.value)
-    assert "\n" not in message and all(part in message for part in said), message
+    assert "\n" not in message and all(part in message for part in parts), message
 
 
-def test_a_checkpoint_without_a_tokenizer_says_so():
+def test_a_request_to_a_checkpoint_without_a_tokenizer_is_refused():
     with pytest.raises(ValueError, match="no tokenizer"):
         prepare_request(Request("hello"), CONFIG, None)
