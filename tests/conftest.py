@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "tools")]  # the latter for second_world
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "tools")]
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"  # what upstream gave; README.md there describes each case
 

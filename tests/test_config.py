@@ -10,7 +10,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig, VisionConfig
 from vita_ref.files.checkpoint import find_tensors, module_names, read_shapes
 from vita_ref.files.tokenizer import load_tokenizer
-from vita_ref.model import TABLE
+from vita_ref.loading import PREFIXES
 from vita_ref.prompt import TEMPLATES
 
 DEMO = Path(__file__).parents[1] / "weights" / "demo"
@@ -91,7 +91,7 @@ def test_the_demo_preset_builds_the_model_whose_weights_ship():
     with torch.device("meta"):
         vita = Vita(VitaConfig.preset("demo"))
     state = vita.state_dict()
-    built = {name: tuple(state[own].shape) for name, own in module_names(vita, TABLE).items()}
+    built = {name: tuple(state[own].shape) for name, own in module_names(vita, PREFIXES).items()}
     shipped = {}
     for file in {*find_tensors(DEMO).values()}:
         shipped |= read_shapes(file)

@@ -1,4 +1,4 @@
-"""The filter bank against Kaldi's definition, golden data and its own properties. Run: ``pytest tests/test_fbank.py``"""
+"""The filter bank against Kaldi's definition, golden data and properties. Run: ``pytest tests/test_fbank.py``"""
 
 import io
 import math

@@ -165,7 +165,7 @@ REFUSED = {
     "a picture that is not there": ({"images": ["nowhere.png"]}, CONFIG, ["nowhere.png"]),
     "a sound that is not there": ({"audios": ["nowhere.wav"]}, CONFIG, ["nowhere.wav"]),
     "a film that is not there": ({"video": "nowhere.mp4"}, CONFIG, ["nowhere.mp4"]),
-    "a picture of another kind": ({"images": [3]}, CONFIG, ["picture", "int"]),
+    "a picture of another kind": ({"images": [3]}, CONFIG, ["image", "int"]),
     "two places for one film": ({"prompt": "<video> <video>", "video": FILM}, CONFIG, ["2 <video>", "1 video"]),
 }
 

@@ -144,8 +144,12 @@ def test_the_attention_core_shows_the_weights_that_multiply_v_and_changes_only_t
     assert calls.pop()[1][1] is None
 
 
-def test_the_attention_core_uses_the_q_k_and_v_that_a_hook_sees():
+def test_the_attention_core_uses_the_k_and_v_that_a_hook_sees():
     attention, x = randomised(VisionAttention(TINY)), noise(2, 7, 12)
+    v = attention.qkv(x)[..., 24:]
+    hook = attention.core.register_forward_pre_hook(lambda core, args: (args[0], torch.zeros_like(args[1]), args[2]))
+    assert off(attention(x), attention.proj(v.mean(1, keepdim=True)).expand(2, 7, 12)) < 1e-5  # equal weights
+    hook.remove()
     attention.core.register_forward_pre_hook(lambda core, args: (args[0], args[1], torch.zeros_like(args[2])))
     assert off(attention(x), attention.proj.bias.expand(2, 7, 12)) == 0
 

@@ -1,17 +1,17 @@
-"""Every intermediate of one request as a safetensors file, and which of two such files' numbers part first.
+"""Every intermediate of one request as a safetensors file, and the first tensor in which two such files differ.
 
     python tools/dump.py OUT.safetensors --model DIR --image cat.jpg --prompt "What is this?"
     python tools/dump.py --compare A.safetensors B.safetensors
 
-The names and shapes stand in vita_ref/trace.py. A request is described by the flags of vita_ref.generate;
-those that choose or show an answer are refused, for the tokens here are the likeliest ones, up to the end of
-the answer and 8 at most unless --max-new-tokens says otherwise.
+vita_ref/analysis/trace.py lists the names and shapes. The flags of vita_ref.generate describe the request. Flags
+that choose or print an answer are refused: the tokens here are the likeliest ones, up to the end of the answer, and
+at most 8 unless --max-new-tokens is given. Unlike there, --kernels is plain by default: torch's own products.
 
-A comparison ends with status 1 where the files differ. A tensor is off where its numbers differ by more than
-the tolerance, times its largest number in A where that is above one; ids and masks where they differ at all.
-The rows stand in the order of the flow, which the files tell; what only B has comes last.
+A comparison exits with status 1 if the files differ. A tensor is off if any of its numbers differs by more than
+the tolerance, times the largest number of the tensor in A if that is above 1. Ids and masks must be equal. The rows
+are in the order of the flow, which the files store; tensors that are only in B come last.
 
-Test: ``pytest tests/test_trace.py``
+Test: ``pytest tests/analysis/test_trace.py``
 """
 
 import argparse
@@ -24,89 +24,93 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vita_ref import Vita, generate
+from vita_ref import generate
 from vita_ref.analysis.trace import trace
-from vita_ref.request import batch, prepare, wording
+from vita_ref.cli import flags
+from vita_ref.loading import demo_folder
+from vita_ref.request import Request, default_prompt
 
-USED = {  # the flags that make a request or run it
-    *("out", "compare", "tolerance", "deep", "all_logits", "max_new_tokens"),
+ACCEPTED = {  # the flags that describe the request, or how it runs
+    *("out", "compare", "tolerance", "deep", "maps", "all_logits", "max_new_tokens"),
     *("model", "vision_dir", "audio_dir", "prompt", "image", "audio", "video", "fps", "max_frames", "max_tiles"),
-    *("system", "system_file", "raw", "dtype", "quantize", "no_mmap", "device", "threads", "verbose"),
+    *("system", "system_file", "raw", "dtype", "quantize", "kernels", "no_mmap", "device", "threads", "verbose"),
 }
 
 
 def parser():
-    """The flags of the command line, and a few of its own."""
-    p = generate.parser()
+    """The flags of vita_ref.generate, and those of this program. The positional argument is the file to write."""
+    p = flags.parser()
     p.prog, p.description, p.formatter_class = "dump.py", __doc__, argparse.RawDescriptionHelpFormatter
-    p.add_argument("out", nargs="?", metavar="OUT.safetensors", help="the file to write")
-    p.add_argument("--deep", action="store_true", help="also q, k, v, attention and MLP of each decoder layer")
-    p.add_argument("--all-logits", action="store_true", help="logits of every position instead of the last one's")
+    positional = next(action for action in p._actions if action.dest == "question")
+    positional.dest, positional.metavar, positional.help = "out", "OUT.safetensors", "the file to write"
+    p.add_argument("--deep", action="store_true", help="also q, k, v, attention and MLP of each layer")
+    p.add_argument("--maps", action="store_true", help="also the attention maps of the decoder, on the eager path")
+    p.add_argument("--all-logits", action="store_true", help="also the logits of every position")
     p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two files instead of writing one")
-    p.add_argument("--tolerance", type=float, default=1e-4, help="of a comparison, see above (default: 1e-4)")
-    p.set_defaults(max_new_tokens=8)
+    p.add_argument("--tolerance", type=float, default=1e-4, help="tolerance of a comparison (default: 1e-4)")
+    p.set_defaults(question=None, max_new_tokens=8, kernels="plain")
     return p
 
 
-def record(vita, ready, *, deep=False, all_logits=False, max_new_tokens=8):
-    """Everything about one prepared request: name -> tensor, in the order of the flow."""
-    with torch.inference_mode(), trace(vita, deep=deep, all_logits=all_logits) as found:
-        found["token_ids"] = ready.ids[None]  # [B, I]
-        x = vita.inputs(**batch([ready]))
-        steps = vita.steps(x, max_new_tokens=max_new_tokens, eos_token_ids=vita.stop_ids)
-        found["tokens"] = torch.stack([ids for ids, _ in steps], 1).cpu()  # [B, G]
-    return found
+# ---- write
 
 
-def save(path, found, *, model, prompt, dtype):
-    """Writes a file whose header says which model was asked what, and in which order the names come."""
-    about = {"model": model, "prompt": prompt, "dtype": dtype, "torch": torch.__version__, "order": " ".join(found)}
+def record_request(vita, prepared, *, max_new_tokens=8, **options):
+    """All tensors of one prepared request: name -> tensor, in the order of the flow. Options are those of `trace`."""
+    with torch.inference_mode(), trace(vita, **options) as record:
+        record["token_ids"] = prepared.ids[None]  # [B, I]
+        record["tokens"] = likeliest_tokens(vita, prepared, max_new_tokens)  # [B, W]
+    return record
+
+
+def likeliest_tokens(vita, prepared, max_new_tokens):
+    """Greedy generation. Shapes: -> [1, W] long."""
+    audios = {"audios": prepared.sounds} if prepared.sounds else None
+    options = {"max_new_tokens": max_new_tokens, "eos_token_id": vita.stop_ids}
+    return vita.generate(prepared.ids[None], images=prepared.images or None, audios=audios, **options).cpu()
+
+
+def save(path, record, *, model, prompt, dtype):
+    """Writes a file whose header names the model, the prompt, and the order of the tensors."""
+    about = {"model": model, "prompt": prompt, "dtype": dtype, "torch": torch.__version__, "order": " ".join(record)}
     try:
-        save_file(found, path, metadata=about)
+        save_file(record, path, metadata=about)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot write {path}: {error}") from None
 
 
 def dump(a):
-    """Loads, asks and writes. Raises: ValueError for what the user can mend."""
-    generate.check(a)
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    [request], folder = generate.requests(a), a.model or generate.demo_folder()
-    vita = Vita.from_pretrained(
-        folder,
-        dtype=None if a.dtype is None else getattr(torch, a.dtype),
-        device=a.device,
-        quantize=a.quantize,
-        vision_dir=a.vision_dir,
-        audio_dir=a.audio_dir,
-        mmap=not a.no_mmap,
-    )
-    ready = prepare(request, vita.config, vita.tokenizer)
-    found = record(vita, ready, deep=a.deep, all_logits=a.all_logits, max_new_tokens=a.max_new_tokens)
+    """Loads the model, runs the request and writes the file. Raises: ValueError for user errors."""
+    vita, [prepared], _ = generate.load(a)
+    options = {"deep": a.deep, "maps": a.maps, "all_logits": a.all_logits}
+    record = record_request(vita, prepared, max_new_tokens=a.max_new_tokens, **options)
     dtype = str(vita.decoder.norm.weight.dtype).removeprefix("torch.")
     dtype = f"{dtype}, {a.quantize} weights" if a.quantize else dtype
-    save(a.out, found, model=Path(folder).resolve().name, prompt=wording(request), dtype=dtype)
-    print(f"{a.out}: {len(found)} tensors, {sum(t.nbytes for t in found.values()) / 1e6:.1f} MB")
+    model, prompt = Path(a.model or demo_folder()).resolve().name, default_prompt(Request(a.prompt, a.image, a.audio, a.video))
+    save(a.out, record, model=model, prompt=prompt, dtype=dtype)
+    print(f"{a.out}: {len(record)} tensors, {sum(t.nbytes for t in record.values()) / 1e6:.1f} MB")
 
 
-def opened(path):
-    """A safetensors file, to be read tensor by tensor."""
+# ---- compare
+
+
+def open_file(path):
+    """A safetensors file, whose tensors are read one at a time."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 
-def flow(a, b):
-    """The names of two opened files in the order that one of them tells (the first that does), others last."""
-    told = next((about["order"].split() for about in (a.metadata(), b.metadata()) if about and "order" in about), [])
-    place = {name: i for i, name in enumerate(told)}
+def flow_order(a, b):
+    """The names of two files in the order that the first of them stores, or else the second. Other names come last."""
+    order = next((about["order"].split() for about in (a.metadata(), b.metadata()) if about and "order" in about), [])
+    place = {name: i for i, name in enumerate(order)}
     return sorted({*a.keys(), *b.keys()}, key=lambda name: (place.get(name, len(place)), name))
 
 
-def apart(a, b, tolerance):
-    """The largest difference, the same relative to the largest number of ``a``, and whether that is too much."""
+def difference(a, b, tolerance):
+    """The largest difference, the same relative to the largest number of ``a``, and whether it is too large."""
     if a.shape != b.shape:
         return torch.inf, torch.inf, True
     if not a.numel():
@@ -120,28 +124,28 @@ def apart(a, b, tolerance):
 
 
 def compare(path_a, path_b, tolerance):
-    """Prints a row a tensor and what comes of it; gives the exit status."""
-    a, b = opened(path_a), opened(path_b)
-    names, ours, theirs = flow(a, b), {*a.keys()}, {*b.keys()}
+    """Prints one row for each tensor and a verdict. Returns the exit status."""
+    a, b = open_file(path_a), open_file(path_b)
+    names, in_a, in_b = flow_order(a, b), {*a.keys()}, {*b.keys()}
     width, off = max(map(len, names), default=4), []
     print(f"{'name':{width}}  {'shape':>20}  {'difference':>10}  {'relative':>10}")
     for name in names:
-        if name not in ours or name not in theirs:
-            print(f"{name:{width}}  {'surplus: only in B' if name not in ours else 'missing: only in A':>20}")
+        if name not in in_a or name not in in_b:
+            print(f"{name:{width}}  {'surplus: only in B' if name not in in_a else 'missing: only in A':>20}")
             continue
         x, y = a.get_tensor(name), b.get_tensor(name)
-        most, relative, bad = apart(x, y, tolerance)
+        most, relative, bad = difference(x, y, tolerance)
         shape = str(list(x.shape)) if x.shape == y.shape else f"{list(x.shape)}, in B {list(y.shape)}"
         print(f"{name:{width}}  {shape:>20}  {most:10.2e}  {relative:10.2e}{'  OFF' if bad else ''}")
         off += [name] * bad
-    both, lacking, more = len(ours & theirs), len(ours - theirs), len(theirs - ours)
+    both, missing, surplus = len(in_a & in_b), len(in_a - in_b), len(in_b - in_a)
     verdict = f"first off: {off[0]}; {len(off)} of {both} off" if off else f"{both} agree"
-    print(f"{verdict}, {lacking} missing, {more} surplus")
-    return int(bool(off) or ours != theirs)
+    print(f"{verdict}, {missing} missing, {surplus} surplus")
+    return int(bool(off) or in_a != in_b)
 
 
 def main(argv=None):
-    """Entry point; gives the exit status."""
+    """Entry point. Returns the exit status."""
     p = parser()
     a = p.parse_args(argv)
     try:
@@ -150,8 +154,9 @@ def main(argv=None):
         if a.compare:
             return compare(*a.compare, a.tolerance)
         for name, value in vars(a).items():
-            if name not in USED and value != p.get_default(name):
-                raise ValueError(f"dump.py does not take --{name.replace('_', '-')}: one request, the likeliest tokens")
+            if name not in ACCEPTED and value != p.get_default(name):
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} does not apply: dump.py records one request with the likeliest tokens")
         dump(a)
     except ValueError as error:
         print(f"dump.py: {' '.join(str(error).split())}", file=sys.stderr)

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 BLOCK = 256  # encoder positions that a convolution makes at once, and queries that attention takes at once
-MIN_FRAMES = 7  # the two convolutions need these for one position
+MIN_FRAMES = 7  # the two convolutions need this many for one position
 ADAPTER_EPS = 1e-3
 MASKED = -3e4  # added to a score: far below any real score, and still within float16
 
@@ -47,7 +47,7 @@ def encoder_position_count(frames):
 
 
 class AudioOutput(NamedTuple):
-    """The rows of each sound in the prompt: embeds [N, A, D], which are zero after lengths [N]."""
+    """The prompt rows of sounds: embeds [N, A, D], and lengths [N], the number of rows of each. The rest is zero."""
 
     embeds: torch.Tensor
     lengths: torch.Tensor
@@ -122,7 +122,7 @@ class AudioEncoder(nn.Module):
 
 
 def _valid(lengths, size):
-    """[N] -> [N, size] bool: True at the first ``lengths`` places of each row."""
+    """[N] -> [N, size] bool: True at the first ``lengths[n]`` places of row n."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
@@ -151,13 +151,12 @@ class Subsampling(nn.Module):
         self.out = nn.Sequential(nn.Linear(width * bands, width))
 
     def forward(self, x):
-        """In blocks: the output of the first convolution is 250 times as large as its input."""
-        count = encoder_position_count(x.shape[1])
+        """In blocks, since the first convolution's output is 250 times as large as its input."""
+        count = encoder_position_count(x.shape[1])  # position i depends on the frames 4i to 4i + 6
         starts = range(0, count, BLOCK)
         return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)  # [N, P, U]
 
     def _block(self, x):
-        """Positions i to j depend on the frames 4i to 4j + 2."""
         x = self.conv(x[:, None])  # [N, U, P, Q]
         return self.out(x.transpose(1, 2).flatten(2))  # [N, P, U]
 
@@ -205,8 +204,8 @@ def sinusoids(length, width, device=None):
 def visible_spans(length, chunk_size, left_chunks):
     """Blocks of queries, each with the span of keys that all of its queries see: pairs of slices.
 
-    Without chunks every query sees every key. With chunks it sees its own chunk and ``left_chunks`` before it (all
-    if that is negative).
+    Without chunks (0 or less) every query sees every key. With chunks it sees its own chunk and the ``left_chunks``
+    chunks before it (all of them if that is negative).
 
     >>> visible_spans(5, chunk_size=2, left_chunks=1)[-1]  # query 4, the third chunk, also sees the second chunk
     (slice(4, 5, None), slice(2, 5, None))
@@ -247,10 +246,11 @@ class AudioLayer(nn.Module):
 
 
 class AudioAttention(nn.Module):
-    """Self-attention whose scores are ((q + u) k + (q + v) p) / sqrt(K), p being the projected position of the key.
+    """Self-attention with the scores ((q + u) k + (q + v) p) / sqrt(K), where p is the projected position of the key.
 
-    The score is a sum of q (k + p), which is plain attention with other keys, and of u k + v p, which is one number
-    a key: a bias. Source: Dai et al. 2019 (Transformer-XL), section 3.3.
+    This equals q (k + p) / sqrt(K) + (u k + v p) / sqrt(K). The first term is plain attention with the keys k + p. The
+    second one does not depend on the query: it is a bias of the key.
+    Source: Dai et al. 2019 (Transformer-XL), section 3.3.
     """
 
     def __init__(self, config):
@@ -288,7 +288,7 @@ class AudioAttention(nn.Module):
 
 
 class AudioAttentionCore(nn.Module):
-    """Attention without its projections: a module of its own, so that a hook sees what was used."""
+    """Attention without its projections: a module of its own, so that hooks see the q, k, v and bias that are used."""
 
     def forward(self, q, k, v, bias, spans, need_weights=False):
         """Softmax attention in blocks of queries. The weights are None unless they are requested.

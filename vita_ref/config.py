@@ -167,7 +167,7 @@ class CodecConfig:
     def __post_init__(self):
         rates, kernels = self.upsample_rates, self.upsample_kernel_sizes
         if len(rates) != len(kernels):
-            raise ValueError(f"a codec needs one kernel for each rate, got {len(kernels)} kernels and {len(rates)} rates")
+            raise ValueError(f"a codec needs one kernel for each rate, got {len(kernels)} and {len(rates)}")
         for rate, kernel in zip(rates, kernels):
             if kernel < rate or (kernel - rate) % 2:
                 raise ValueError(f"upsample kernel {kernel} must be its rate {rate} plus an even number")

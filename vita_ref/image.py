@@ -23,9 +23,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """An image, stretched to its grid and cut into tiles. A thumbnail follows if there is more than one tile.
+    """Stretches an image to its grid and cuts it into tiles. If there are several, a thumbnail is added at the end.
 
-    Shapes: -> [N, 3, tile, tile] float32. N is columns * rows, and one more with the thumbnail.
+    Shapes: -> [N, 3, tile, tile] float32. N is columns * rows, plus 1 if there is a thumbnail.
     Raises: ValueError for what `open_image` cannot read or `tile_grid` does not accept.
     """
     image = open_image(source)
@@ -40,10 +40,10 @@ def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGEN
 
 
 def open_image(source):
-    """Reads a path, a binary file object or a PIL image as an upright 8-bit RGB PIL image.
+    """A path, a binary file object or a PIL image as an 8-bit RGB PIL image, upright by its EXIF orientation.
 
-    Transparent pixels are drawn on white. Of an animated file the first frame is read, of an animated PIL image
-    the current one.
+    Transparent pixels are drawn on white. An animated file gives its first frame, an animated PIL image its current
+    one.
     Raises: ValueError with the name of the file if it is missing, damaged, too large or not an image.
     """
     try:
@@ -118,11 +118,11 @@ def _normalise(image, mean, std):
 
 # ---- an image as a single tile, which video frames need
 
-MAX_PIXELS = 200_000_000  # of an intermediate image in `load_square`: a long thin image would fill the memory
+MAX_PIXELS = 200_000_000  # of the enlarged image in `load_square`: that of a long thin image would fill the memory
 
 
 def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """An image as one tile that is not stretched: its middle (``crop``), or all of it on the mean colour (``pad``).
+    """An image as one tile that is not stretched: its middle (``crop``), or all of it with borders (``pad``).
 
     Shapes: -> [1, 3, tile, tile] float32
     Raises: ValueError for what `open_image` cannot read, for wrong options, and for a long thin image.

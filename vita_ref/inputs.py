@@ -3,13 +3,16 @@
 B batch, S positions, D model width, N images or sounds, T frames, M mel bins, A positions of a sound, Y and X height
 and width in pixels.
 
-Test: ``pytest tests/test_inputs.py``
+Test: ``pytest tests/test_model.py``
 """
 
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
+
+from .masks import new_columns
+from .splice import count_message
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,23 @@ class Inputs(NamedTuple):
     batch: Batch
 
 
+def text_ids(batch, config, cache=None):
+    """The ids of a batch without media: padding, which may be any id, becomes 0.
+
+    Raises: ValueError for placeholders.
+    """
+    ids, mask = batch.input_ids, batch.attention_mask
+    if ids.is_meta:
+        return ids
+    if mask is not None and mask.device == ids.device:
+        real = new_columns(mask, *ids.shape, cache)
+        ids = ids if real is None else ids.where(real, 0)  # [B, S]
+    for kind, token in (("image", config.image_token_index), ("audio", config.audio_token_index)):
+        if count := int((ids == token).sum()):
+            raise ValueError(count_message(count, 0, kind))
+    return ids
+
+
 def check_inputs(x):
     """Refuses empty prompts, and labels of another shape than the prompt."""
     if x.embeds.shape[1] == 0 or (x.mask is not None and not x.mask.is_meta and not x.mask.any(1).all()):
@@ -80,7 +100,7 @@ def split_options(options, *classes):
     """
     names = [{f.name for f in fields(cls)} for cls in classes]
     if unknown := options.keys() - set.union(*names):
-        raise TypeError(f"got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}")
     return [{name: value for name, value in options.items() if name in known} for known in names]
 
 

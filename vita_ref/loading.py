@@ -68,21 +68,17 @@ def load_vita(
 
     Raises: ValueError if the folder does not fit, with names.
     """
+    from . import scale
+
+    scale.check(kernels, quantize, pack)
     folder = demo_folder() if folder is None else Path(folder)
     config, files = read_folder(folder, vision_dir, audio_dir)
     with torch.device("meta"):
         vita = cls(config, load_tokenizer(folder))
     options = {"dtype": getattr(torch, config.dtype) if dtype is None else dtype, "device": device, "progress": progress}
     options |= {"ignored": unread_prefixes(config), "mmap": mmap and torch.device(device).type == "cpu"}
-    if quantize or split or pack or kernels != "plain":
-        from .scale import install
-
-        options |= install(vita, kernels=kernels, quantize=quantize, split=split, pack=pack)
+    options |= scale.install(vita, kernels=kernels, quantize=quantize, split=split, pack=pack)
     checkpoint.load_weights(vita, PREFIXES, files, **options)
-    if pack:
-        from .scale import pack_weights
-
-        pack_weights(vita)
     if speech_dir := find_speech(folder, speech_dir):
         vita.speech = Speech.from_pretrained(speech_dir, device=device)
         vita.config = replace(vita.config, speech=vita.speech.decoder.config)

@@ -20,8 +20,8 @@ from .answer import Answer, drop_unknown_ids
 from .audio import AudioEncoder, audio_token_count
 from .cache import KVCache
 from .decoder import Decoder, next_token_loss
-from .inputs import Batch, Inputs, audio_rows, check_inputs, split_options
-from .masks import last_hidden, new_columns
+from .inputs import Batch, Inputs, audio_rows, check_inputs, split_options, text_ids
+from .masks import last_hidden
 from .prompt import TEMPLATES
 from .request import (
     Request,
@@ -32,7 +32,7 @@ from .request import (
     prepare_request,
 )
 from .sampling import Sampling, repetition_penalty, row_generators, sample, seen_tokens
-from .splice import count_message, splice
+from .splice import splice
 from .video import slow_fast
 from .vision import Projector, VisionTower
 
@@ -152,8 +152,8 @@ class Vita(nn.Module):
         if batch.inputs_embeds is not None:
             return Inputs(batch.inputs_embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
         if not batch.has_media:
-            ids = self.text_ids(batch, cache)
-            return Inputs(self.embed(ids), batch.attention_mask, batch.position_ids, batch.labels, None, batch)
+            embeds = self.embed(text_ids(batch, self.config, cache))  # [B, S, D]
+            return Inputs(embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
         mask = batch.attention_mask
         if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
             mask = mask[:, -batch.input_ids.shape[1] :]  # [B, I]; it may cover the cached columns too
@@ -175,20 +175,6 @@ class Vita(nn.Module):
         if cache is not None:
             positions = positions + cache.next_positions[:, None] * spliced.attention_mask  # [B, S]
         return Inputs(spliced.inputs_embeds, spliced.attention_mask, positions, spliced.labels, spliced.segments, batch)
-
-    def text_ids(self, batch, cache):
-        """The ids of a batch without media. Padding, which may be any id, becomes 0; placeholders are refused."""
-        ids, mask = batch.input_ids, batch.attention_mask
-        if ids.is_meta:
-            return ids
-        if mask is not None and mask.device == ids.device:
-            real = new_columns(mask, *ids.shape, cache)
-            ids = ids if real is None else ids.where(real, 0)
-        tokens = {"image": self.config.image_token_index, "audio": self.config.audio_token_index}
-        for kind, token in tokens.items():
-            if count := int((ids == token).sum()):
-                raise ValueError(count_message(count, 0, kind))
-        return ids
 
     def embed(self, ids):
         """Rows of the embedding table. Shapes: [...] long -> [..., D]. Raises: ValueError for an id beyond the table."""
@@ -355,6 +341,6 @@ class Vita(nn.Module):
         other options are those of `Speech.stream`.
         Raises: ValueError if the folder has no speech weights, or an option is out of range.
         """
-        from .speech import speak_stream
+        from .voice.speak import speak_stream
 
         return speak_stream(self, text, voice, speed, token_options)

@@ -36,7 +36,7 @@ class Embeddings(nn.Module):
         return x + self.positions(rows, columns)  # [N, P, E]
 
     def positions(self, rows, columns):
-        """The position embeddings [1, P, E]. For a grid of another size they are interpolated, in float32."""
+        """The position embeddings [1, P, E], interpolated (in float32) for an image of another size."""
         table = self.position_embedding
         side = round((table.shape[1] - 1) ** 0.5)
         if (rows, columns) == (side, side):
@@ -124,7 +124,7 @@ class VisionEncoder(nn.Module):
 def pixel_shuffle(x, factor):
     """Joins ``factor`` x ``factor`` neighbours to one position, with their channels side by side (space to depth).
 
-    Channels are in the order (row, column, channel), row and column being those inside the square of neighbours.
+    The new channels are in the order (row, column, channel). Row and column count within the square of neighbours.
     Shapes: [N, Y, X, E] -> [N, Y/R, X/R, R*R*E]
     Raises: ValueError if ``factor`` does not divide Y and X.
     Source: upstream internvit_encoder.py:41-53.
@@ -152,7 +152,7 @@ class VisionTower(nn.Module):
         """Features of normalised tiles. Height and width may differ from ``config.image_size``.
 
         Shapes: [N, 3, height, width] -> [N, V, R*R*E]
-        Raises: ValueError if height or width is not a multiple of the patch size (times the shuffle factor).
+        Raises: ValueError if height or width is not a multiple of patch size * shuffle factor.
         """
         c = self.config
         self._check(pixels)

@@ -1,13 +1,12 @@
-"""Names and numbers: the trace holds what upstream computed, and a comparison finds the layer that was changed.
+"""What a trace records: upstream's numbers by name, what the model used and nothing else; and the program that dumps it.
 
-Golden numbers are upstream's own; bounds 2e-5 for the towers, 5e-5 for the decoder, exact for ids.
+The golden numbers are upstream's own. Bounds: 2e-5 for the towers, 5e-5 for the decoder; ids are exact.
 """
 
 import json
 import wave
 from dataclasses import replace
-from pathlib import Path
-from unittest.mock import patch
+from functools import partial
 
 import pytest
 import torch
@@ -17,14 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tools import dump, make_checkpoint
-from vita_ref import Vita, VitaConfig
+from vita_ref import KVCache, Vita, VitaConfig, decoder, generate, vision
 from vita_ref.analysis.trace import trace
-from vita_ref.audio import encoder_position_count
+from vita_ref.audio import Adapter, encoder_position_count
 from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
-from vita_ref.request import Prepared
+from vita_ref.masks import SEE_ALL
+from vita_ref.request import PreparedRequest
 
-DEMO = Path(__file__).parent.parent / "weights" / "demo"
 TOWER, LOGITS = {"atol": 2e-5, "rtol": 0}, {"atol": 5e-5, "rtol": 0}
+IMAGE, AUDIO = -200, -500
 TINY = replace(
     VitaConfig.preset("vita-1.5"),
     decoder=DecoderConfig(300, 24, 40, 2, 6, 3, 4),
@@ -45,165 +45,394 @@ def close(got, want, bounds):
     torch.testing.assert_close(got, want, **bounds)
 
 
+def media_request(vita, tiles, sounds):
+    """Arguments of `Vita.generate`: an image of each number of tiles, and a sound of each number of frames."""
+    generator = torch.Generator().manual_seed(7)
+    side = vita.config.vision.image_size
+    images = [torch.randn(n, 3, side, side, generator=generator) for n in tiles]
+    banks = [torch.randn(n, vita.config.audio.num_mel_bins, generator=generator) for n in sounds]
+    ids = torch.tensor([[3, *[IMAGE] * len(tiles), 4, *[AUDIO] * len(sounds), 5]])
+    return {"input_ids": ids, "images": images, "audios": {"audios": banks}}
+
+
 # ---- against upstream
 
 
-def test_the_eyes_layers_are_upstreams_by_name(vita):
+def test_the_layers_of_the_vision_tower_are_upstreams_by_name(vita):
     t, pool = case("vision"), case("pool")
-    with trace(vita) as found:
+    with trace(vita) as record:
         vita.encode_images(pool["images"][t["images_index"]])
     names = ["embeddings", *(f"layers.{i:02}" for i in range(len(t["hidden_states"]) - 1)), "tower", "projector"]
-    assert list(found) == ["vision.0.tiles", *(f"vision.0.{name}" for name in names)]
-    assert found["vision.0.tiles"].equal(pool["images"][t["images_index"]])
+    assert list(record) == ["vision.0.tiles", *(f"vision.0.{name}" for name in names)]
+    assert record["vision.0.tiles"].equal(pool["images"][t["images_index"]])
     for name, want in zip(names, [*t["hidden_states"], t["shuffled"], t["projected"]], strict=True):
-        close(found[f"vision.0.{name}"], want, TOWER)
+        close(record[f"vision.0.{name}"], want, TOWER)
 
 
 @pytest.mark.parametrize("name", ["audio", "audio_single"])
-def test_the_ears_stages_are_upstreams_by_name_and_sound(vita, name):
+def test_the_stages_of_the_audio_encoder_are_upstreams_by_name_and_sound(vita, name):
     t, pool = case(name), case("pool")
     banks = pool["fbank"][t["audios_index"], : int(t["lengths"].max())]
-    with trace(vita) as found:
+    with trace(vita) as record:
         vita.encode_audios(banks, t["lengths"])
-    assert {name.split(".")[1] for name in found} == {str(i) for i in range(len(banks))}
+    assert {name.split(".")[1] for name in record} == {str(i) for i in range(len(banks))}
     for i, (n, rows) in enumerate(zip(t["lengths"].tolist(), t["lengths_for_llm"].tolist())):
-        assert found[f"audio.{i}.fbank"].equal(banks[i, :n])
-        close(found[f"audio.{i}.normalised"], t["cmvn_out"][i, :n], TOWER)
-        close(found[f"audio.{i}.subsampled"], t["subsampling_out"][i, : encoder_position_count(n)], TOWER)
-        close(found[f"audio.{i}.adapter"], t["inputs_embeds"][i, :rows], TOWER)
-    close(torch.cat([found[f"audio.{i}.encoder"] for i in range(len(banks))]), t["encoder_out_valid"], TOWER)
-    layers = sorted(name for name in found if name.startswith("audio.0.layers."))
+        assert record[f"audio.{i}.fbank"].equal(banks[i, :n])
+        close(record[f"audio.{i}.normalised"], t["cmvn_out"][i, :n], TOWER)
+        close(record[f"audio.{i}.subsampled"], t["subsampling_out"][i, : encoder_position_count(n)], TOWER)
+        close(record[f"audio.{i}.adapter"], t["inputs_embeds"][i, :rows], TOWER)
+    close(torch.cat([record[f"audio.{i}.encoder"] for i in range(len(banks))]), t["encoder_out_valid"], TOWER)
+    layers = sorted(name for name in record if name.startswith("audio.0.layers."))
     assert layers == [f"audio.0.layers.{i:02}" for i in range(vita.config.audio.num_hidden_layers)]
 
 
-def test_the_decoders_layers_are_upstreams_by_name(vita):
+def test_the_layers_of_the_decoder_and_the_logits_are_upstreams_by_name(vita):
     t, layers = case("text_single"), vita.config.decoder.num_hidden_layers
-    with trace(vita, deep=True, all_logits=True) as found:
+    with trace(vita, deep=True, all_logits=True) as record:
         vita(t["input_ids"])
     outputs = [f"decoder.layers.{i:02}.output" for i in range(layers - 1)]
     for name, want in zip(["spliced.inputs_embeds", *outputs, "decoder.norm"], t["hidden_states"], strict=True):
-        close(found[name], want, LOGITS)
-    close(found["logits"], t["logits"], LOGITS)
-    assert found["spliced.attention_mask"].all() and found["spliced.position_ids"].tolist() == [list(range(17))]
-    for i, weights in enumerate(t["attentions"]):  # they follow from q and k, and give v its weights
-        q, k, v = (found[f"decoder.layers.{i:02}.{x}"] for x in "qkv")
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(torch.ones(17, 17).triu(1).bool(), -torch.inf)
-        close(scores.softmax(-1), weights, LOGITS)
-        close((weights @ v).transpose(1, 2).flatten(2), found[f"decoder.layers.{i:02}.attended"], LOGITS)
+        close(record[name], want, LOGITS)
+    close(record["logits"], t["logits"], LOGITS)
+
+
+def test_attention_maps_are_upstreams_and_multiply_the_recorded_values(vita):
+    t = case("text_single")
+    with trace(vita, deep=True, maps=True) as record:
+        vita(t["input_ids"])
+    for i, want in enumerate(t["attentions"]):
+        weights, v = (record[f"decoder.layers.{i:02}.{name}"] for name in ("attention_map", "v"))
+        close(weights, want, LOGITS)
+        v = v.repeat_interleave(weights.shape[1] // v.shape[1], 1)
+        close((weights @ v).transpose(1, 2).flatten(2), record[f"decoder.layers.{i:02}.attended"], LOGITS)
 
 
 def test_keys_and_values_are_upstreams_cache(vita):
     t = case("text_incremental")
-    with trace(vita, deep=True) as found:
+    with trace(vita, deep=True) as record:
         vita(t["input_ids"])
     for i, (keys, values) in enumerate(zip(t["key_cache"], t["value_cache"], strict=True)):
-        close(found[f"decoder.layers.{i:02}.k"], keys, LOGITS)
-        close(found[f"decoder.layers.{i:02}.v"], values, LOGITS)
-    close(found["logits"], t["full_logits"][:, -1], LOGITS)
+        close(record[f"decoder.layers.{i:02}.k"], keys, LOGITS)
+        close(record[f"decoder.layers.{i:02}.v"], values, LOGITS)
+    close(record["logits"], t["full_logits"][:, -1], LOGITS)
 
 
 @pytest.mark.parametrize("name", ["e2e_image_audio", "e2e_image", "e2e_audio"])
 def test_a_recorded_request_ends_in_upstreams_logits_and_tokens(vita, name):
     t, pool = case(name), case("pool")
-    pictures = [pool["images"][i][None] for i in t["images_index"] if i >= 0]
+    images = [pool["images"][i][None] for i in t["images_index"] if i >= 0]
     sounds = [pool["fbank"][i, : pool["fbank_lengths"][i]] for i in t["audios_index"] if i >= 0]
-    found = dump.record(vita, Prepared(t["input_ids"][0], pictures, sounds), max_new_tokens=12)
-    close(found["logits"], t["last_logits"], LOGITS)
-    assert found["token_ids"].equal(t["input_ids"]) and found["tokens"].equal(t["generated"])
-    assert ("vision.0.tiles" in found, "audio.0.fbank" in found) == (bool(pictures), bool(sounds))
-    assert [*found][:: len(found) - 1] == ["token_ids", "tokens"]
+    record = dump.record_request(vita, PreparedRequest(t["input_ids"][0], images, sounds), max_new_tokens=12)
+    close(record["logits"], t["last_logits"], LOGITS)
+    assert record["token_ids"].equal(t["input_ids"]) and record["tokens"].equal(t["generated"])
+    assert ("vision.0.tiles" in record, "audio.0.fbank" in record) == (bool(images), bool(sounds))
+    assert next(iter(record)) == "token_ids" and list(record)[-1] == "tokens"
+
+
+# ---- what is recorded is what was used: the model is broken in one place, and the trace says where
+
+
+def wrapped(function, change):
+    """The function with its result changed."""
+    return lambda *args, **options: change(function(*args, **options))
+
+
+def break_rope(vita, patch):
+    patch(decoder, "apply_rope", lambda x, angles: x)
+
+
+def break_angles(vita, patch):
+    angles = decoder.rope_angles
+    patch(decoder, "rope_angles", lambda positions, head_dim, theta: angles(positions, head_dim, 10))
+
+
+def break_scale(vita, patch):
+    for name in ("fused_attention", "eager_attention"):
+        original = getattr(decoder, name)
+        patch(decoder, name, lambda q, k, v, mask, original=original: original(2 * q, k, v, mask))
+
+
+def break_mask(vita, patch):
+    patch(decoder, "Mask", lambda past=None, real=None, allowed=None: SEE_ALL)
+
+
+def break_mask_use(vita, patch):
+    for name in ("fused_attention", "eager_attention"):
+        original = getattr(decoder, name)
+        patch(decoder, name, lambda q, k, v, mask, original=original: original(q, k, v, SEE_ALL))
+
+
+def break_key_cache(vita, patch):
+    patch(KVCache, "write", wrapped(KVCache.write, lambda both: (both[0].roll(1, 2), both[1])))
+
+
+def break_head_order(vita, patch):
+    forward = decoder.AttentionCore.forward
+    patch(decoder.AttentionCore, "forward", wrapped(forward, lambda both: (both[0].flip(1), both[1])))
+
+
+def break_norm(vita, patch):
+    patch(decoder.RMSNorm, "forward", lambda norm, x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps))
+
+
+def break_class_token(vita, patch):
+    patch(vision.Embeddings, "forward", wrapped(vision.Embeddings.forward, lambda x: x.roll(-1, 1)))
+
+
+def break_shuffle(vita, patch):
+    shuffle = vision.pixel_shuffle
+    patch(vision, "pixel_shuffle", lambda x, factor: shuffle(x.transpose(1, 2), factor))
+
+
+def break_projector(vita, patch):
+    first, _, second = vita.projector
+    patch(vita.projector, "forward", lambda x: second(first(x).relu()))
+
+
+def break_adapter(vita, patch):
+    forward = Adapter.forward
+    patch(Adapter, "forward", lambda adapter, x, lengths: forward(adapter, x.roll(1, 1), lengths))
+
+
+def break_vision_mlp(vita, patch):
+    mlp = vita.vision.encoder.layers[1].mlp
+    patch(mlp, "forward", wrapped(mlp.forward, lambda x: 2 * x))
+
+
+def break_audio_mlp(vita, patch):
+    mlp = vita.audio.encoder["enc"][1].encoders[1].feed_forward
+    patch(mlp, "forward", wrapped(mlp.forward, lambda x: 2 * x))
+
+
+def break_head(vita, patch):
+    patch(vita.decoder.lm_head, "forward", wrapped(vita.decoder.lm_head.forward, lambda x: x.roll(1, -1)))
+
+
+BREAKS = {  # what is broken: the first name that differs in a deep trace, and in a plain one
+    break_rope: ("decoder.layers.00.q", "decoder.layers.00.output"),
+    break_angles: ("decoder.rope.cos", "decoder.rope.cos"),
+    break_scale: ("decoder.layers.00.attended", "decoder.layers.00.output"),
+    break_mask: ("decoder.mask", "decoder.layers.00.output"),
+    break_mask_use: ("decoder.layers.00.attended", "decoder.layers.00.output"),
+    break_key_cache: ("decoder.layers.00.k", "decoder.layers.00.output"),
+    break_head_order: ("decoder.layers.00.attended", "decoder.layers.00.output"),
+    break_norm: ("decoder.layers.00.q", "decoder.layers.00.output"),
+    break_class_token: ("vision.0.embeddings", "vision.0.embeddings"),
+    break_shuffle: ("vision.0.tower", "vision.0.tower"),
+    break_projector: ("vision.0.projector", "vision.0.projector"),
+    break_adapter: ("audio.0.adapter", "audio.0.adapter"),
+    break_vision_mlp: ("vision.0.layers.01.mlp", "vision.0.layers.01"),
+    break_audio_mlp: ("audio.0.layers.01.mlp", "audio.0.layers.01"),
+    break_head: ("logits", "logits"),
+}
+
+
+@pytest.fixture(scope="module")
+def random_vita():
+    """A tiny model with weights large enough that every break shows in the logits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vita = Vita(TINY).eval().requires_grad_(False)
+        for weight in vita.parameters():
+            scale = 0.2 if weight.dim() == 1 else 0.5 / weight.shape[-1] ** 0.5 + 0.15
+            weight.copy_(weight * (weight.dim() == 1) + torch.randn_like(weight) * scale)
+    return vita
+
+
+def record_answer(vita, **options):
+    """The trace of one request with an image of three tiles and a sound."""
+    with trace(vita, **options) as record:
+        vita.generate(**media_request(vita, tiles=(3,), sounds=(90,)), max_new_tokens=1, eos_token_id=())
+    return record
+
+
+def first_difference(good, bad):
+    assert list(good) == list(bad)
+    return next(name for name in good if not good[name].equal(bad[name]))
+
+
+@pytest.mark.parametrize("damage", BREAKS, ids=lambda damage: damage.__name__)
+def test_the_first_name_that_differs_is_the_first_one_downstream_of_a_break(random_vita, damage, monkeypatch):
+    deep, plain = BREAKS[damage]
+    good = {deep: record_answer(random_vita, deep=deep) for deep in (True, False)}
+    damage(random_vita, partial(monkeypatch.setattr, raising=True))
+    bad = {deep: record_answer(random_vita, deep=deep) for deep in (True, False)}
+    assert (first_difference(good[True], bad[True]), first_difference(good[False], bad[False])) == (deep, plain)
+    assert (good[True]["logits"] - bad[True]["logits"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("damage", [break_scale, break_mask_use])
+def test_a_break_inside_attention_shows_in_the_map_that_was_used(random_vita, damage, monkeypatch):
+    good = record_answer(random_vita, deep=True, maps=True)
+    damage(random_vita, monkeypatch.setattr)
+    assert first_difference(good, record_answer(random_vita, deep=True, maps=True)) == "decoder.layers.00.attention_map"
+
+
+def test_the_same_request_gives_the_same_bits(random_vita):
+    options = {"deep": True, "maps": True, "all_logits": True}
+    first, second = record_answer(random_vita, **options), record_answer(random_vita, **options)
+    assert list(first) == list(second) and all(first[name].equal(second[name]) for name in first)
+
+
+def test_maps_sum_to_one_hide_what_the_mask_hides_and_leave_the_logits_within_rounding(random_vita):
+    fused, eager = record_answer(random_vita), record_answer(random_vita, maps=True)
+    assert set(eager) - set(fused) == {"decoder.mask", *(f"decoder.layers.{i:02}.attention_map" for i in range(2))}
+    visible = eager["decoder.mask"]
+    for i in range(2):
+        weights = eager[f"decoder.layers.{i:02}.attention_map"]
+        close(weights.sum(-1), torch.ones(weights.shape[:-1]), LOGITS)
+        assert not weights.masked_select(~visible).any() and weights.masked_select(visible).all()
+    close(fused["logits"], eager["logits"], LOGITS)
+
+
+def test_maps_are_not_added_to_what_the_caller_gets(vita):
+    with trace(vita, maps=True):
+        assert vita(torch.tensor([[3, 1, 4]])).attentions is None
+
+
+def test_the_logits_are_the_ones_that_the_token_was_chosen_from(vita):
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    whole = vita(ids).logits  # [B, S, V]
+    with trace(vita, all_logits=True) as record:
+        [[token]] = vita.generate(ids, max_new_tokens=1, eos_token_id=())
+    assert record["logits"].shape == (1, whole.shape[2]) and record["logits"].argmax() == token
+    close(record["derived.all_logits"], whole, LOGITS)
+    with trace(vita, all_logits=True) as record:
+        logits = vita(ids).logits
+    assert record["logits"].equal(logits) and "derived.all_logits" not in record
 
 
 def test_logits_are_those_of_the_last_real_position_on_either_side(vita):
     ids, mask = torch.tensor([[5, 6, 7, 8], [0, 9, 10, 11], [12, 13, 0, 0]]), torch.ones(3, 4, dtype=torch.bool)
     mask[1, 0] = mask[2, 2:] = False
-    with trace(vita) as found:
-        vita(ids, attention_mask=mask)
-    for row, real, logits in zip(ids, mask, found["logits"]):
-        close(vita(row[real][None]).logits[0, -1], logits, LOGITS)
-    assert found["spliced.attention_mask"].equal(mask)
-    assert found["spliced.position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 1, 2], [0, 1, 0, 0]]
+    with trace(vita) as record:
+        logits = vita(ids, attention_mask=mask).logits
+    assert record["logits"].equal(logits[torch.arange(3), torch.tensor([3, 3, 1])])
+    with trace(vita) as record:
+        vita.generate(ids, attention_mask=mask, max_new_tokens=1)
+    for row, real, got in zip(ids, mask, record["logits"]):
+        close(vita(row[real][None]).logits[0, -1], got, LOGITS)
+    assert record["spliced.attention_mask"].equal(mask)
+    assert record["spliced.position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 1, 2], [0, 1, 0, 0]]
+    assert record["decoder.rope.cos"][:, 0, :, 0].equal(record["spliced.position_ids"].float().cos())
 
 
-# ---- what a trace is
+def test_a_pass_that_continues_a_cache_records_all_keys_and_its_own_positions(vita):
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    with trace(vita, deep=True) as whole:
+        vita(ids)
+    cache = vita(ids[:, :4]).cache
+    with trace(vita, deep=True) as rest:
+        vita(ids[:, 4:], cache=cache)
+    assert rest["spliced.position_ids"].tolist() == [[4, 5]] and rest["spliced.attention_mask"].tolist() == [[True, True]]
+    assert rest["decoder.mask"].equal(whole["decoder.mask"][:, :, 4:])
+    for name in ("k", "v"):
+        close(rest[f"decoder.layers.01.{name}"], whole[f"decoder.layers.01.{name}"], LOGITS)
+    close(rest["decoder.layers.01.q"], whole["decoder.layers.01.q"][:, :, 4:], LOGITS)
 
 
-def media(vita, tiles, sounds):
-    """A prompt with a picture of each count of tiles and a sound of each length, as arguments of `Vita.inputs`."""
-    generator = torch.Generator().manual_seed(7)
-    pictures = [torch.randn(n, 3, 56, 56, generator=generator) for n in tiles]
-    heard = [torch.randn(n, vita.config.audio.num_mel_bins, generator=generator) for n in sounds]
-    ids = torch.tensor([[3, *[-200] * len(tiles), 4, *[-500] * len(sounds), 5]])
-    return {"input_ids": ids, "images": pictures, "audios": {"audios": heard}}
+def test_without_a_cache_mask_and_positions_are_recorded_as_given_and_never_made_up(vita):
+    embeds, ids = torch.randn(2, 3, vita.config.decoder.hidden_size), torch.tensor([[4, 5, 6]])
+    with trace(vita) as record:
+        vita.decoder(embeds)
+    assert not {"spliced.attention_mask", "spliced.position_ids"} & set(record)
+    with trace(vita) as record:
+        vita.decoder(embeds, position_ids=ids, attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    assert record["spliced.position_ids"].equal(ids.expand(2, 3))
+    assert record["spliced.attention_mask"].equal(torch.tensor([[False, True, True], [True, True, True]]))
+    assert record["decoder.rope.sin"][0, 0, :, 0].equal(ids[0].float().sin())
 
 
-def test_tiles_go_together_and_each_sound_stands_alone(vita):
-    asked = media(vita, tiles=(1, 3, 2), sounds=(40, 95, 61))
-    with trace(vita) as found:
-        vita(**asked)
-    assert found["vision.0.tiles"].equal(torch.cat(asked["images"])) and "vision.1.tiles" not in found
-    for i, bank in enumerate(asked["audios"]["audios"]):
-        assert found[f"audio.{i}.fbank"].equal(bank)
-        with trace(vita) as alone:
+# ---- names and numbering
+
+
+def test_tiles_go_together_and_each_sound_is_recorded_as_if_it_were_alone(vita):
+    request = media_request(vita, tiles=(1, 3, 2), sounds=(40, 95, 61))
+    with trace(vita, deep=True) as record:
+        vita(**request)
+    assert record["vision.0.tiles"].equal(torch.cat(request["images"])) and "vision.1.tiles" not in record
+    for i, bank in enumerate(request["audios"]["audios"]):
+        assert record[f"audio.{i}.fbank"].equal(bank)
+        with trace(vita, deep=True) as alone:
             vita.encode_audios(bank[None], [len(bank)])
+        assert [name for name in record if name.startswith(f"audio.{i}.")] == [
+            name.replace("audio.0.", f"audio.{i}.") for name in alone
+        ]
         for name in alone:
-            close(found[name.replace("audio.0.", f"audio.{i}.")], alone[name], TOWER)
-    rows = [found["vision.0.projector"].flatten(0, 1), *(found[f"audio.{i}.adapter"] for i in range(3))]
-    embeds = found["spliced.inputs_embeds"][0]
+            close(record[name.replace("audio.0.", f"audio.{i}.")], alone[name], TOWER)
+    rows = [record["vision.0.projector"].flatten(0, 1), *(record[f"audio.{i}.adapter"] for i in range(3))]
+    embeds = record["spliced.inputs_embeds"][0]
     close(embeds[1 : 1 + len(rows[0])], rows[0], TOWER)
     close(embeds[2 + len(rows[0]) : -1], torch.cat(rows[1:]), TOWER)
 
 
-def test_pictures_of_different_sizes_and_later_sounds_get_numbers_of_their_own(vita):
-    with trace(vita) as found:
+def test_images_of_different_sizes_and_later_sounds_get_numbers_of_their_own(vita):
+    with trace(vita) as record:
         vita.image_features([torch.zeros(3, 56, 56), torch.zeros(3, 84, 84)])
         vita.audio_features({"audios": [torch.zeros(40, 80), torch.zeros(50, 80)]})
         vita.audio_features({"audios": [torch.zeros(60, 80)]})
-    assert [len(found[f"vision.{i}.embeddings"][0]) for i in (0, 1)] == [17, 37]
-    assert [len(found[f"audio.{i}.fbank"]) for i in (0, 1, 2)] == [40, 50, 60]
+    assert [len(record[f"vision.{i}.embeddings"][0]) for i in (0, 1)] == [17, 37]
+    assert [len(record[f"audio.{i}.fbank"]) for i in (0, 1, 2)] == [40, 50, 60]
 
 
-def hooks(vita):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vita.modules())
-
-
-def test_looking_changes_nothing_and_leaves_nothing_behind(vita):
-    asked = media(vita, tiles=(2,), sounds=(70,))
-    before = vita(**asked).logits
-    with trace(vita, deep=True, all_logits=True) as found:
-        logits = vita(**asked).logits
-    assert logits.equal(before) and found["logits"].equal(before) and hooks(vita) == 0
-    with pytest.raises(ValueError, match="placeholders"), trace(vita):
-        vita(torch.tensor([[-200]]), images=torch.zeros(2, 3, 56, 56))
-    assert hooks(vita) == 0
-
-
-def test_numbers_do_not_depend_on_which_kernel_was_quickest():
-    demo, ids = Vita.from_pretrained(DEMO, dtype=torch.bfloat16), torch.tensor([[9, 10, 11]])
-    with patch("vita_ref.scale.products.product", side_effect=AssertionError("by the clock")):
-        with trace(demo) as found:
-            demo(ids)
-        assert len(found) > 4 and not torch.are_deterministic_algorithms_enabled()
-        with pytest.raises(AssertionError, match="by the clock"):  # what it does when nobody looks
-            demo(ids)
-
-
-def test_of_the_decoder_only_the_pass_over_the_prompt_is_kept(vita):
+def test_of_the_decoder_only_the_pass_over_the_prompt_is_recorded(vita):
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     with trace(vita, deep=True) as once:
-        vita(ids)
+        vita.generate(ids, max_new_tokens=1, eos_token_id=())
     with trace(vita, deep=True) as often:
         vita.generate(ids, max_new_tokens=4, eos_token_id=())
+        vita(ids[:, :2])
     assert list(once) == list(often) and all(once[name].equal(often[name]) for name in once)
 
 
-def test_what_was_found_stays_when_the_input_is_written_over(vita):
+def test_logits_of_a_later_pass_are_not_taken_for_those_of_the_first(vita):
+    embeds = torch.randn(2, 1, 3, vita.config.decoder.hidden_size)
+    with trace(vita) as record:
+        vita.decoder(embeds[0])
+        hidden = vita.decoder(embeds[1]).last_hidden_state
+        vita.decoder.lm_head(hidden)
+    assert record["spliced.inputs_embeds"].equal(embeds[0]) and "logits" not in record
+
+
+# ---- a trace only looks
+
+
+def count_hooks(vita):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vita.modules())
+
+
+def test_a_trace_changes_no_bit_and_leaves_no_hook(vita):
+    request = media_request(vita, tiles=(2,), sounds=(70,))
+    expected = vita(**request).logits
+    with trace(vita, deep=True, all_logits=True) as record:
+        logits = vita(**request).logits
+    assert logits.equal(expected) and record["logits"].equal(expected) and count_hooks(vita) == 0
+
+
+def test_a_pass_that_fails_leaves_no_hook_and_no_empty_name(vita, monkeypatch):
+    with pytest.raises(ValueError, match="1 image placeholder, but 2"), trace(vita):
+        vita(torch.tensor([[IMAGE]]), images=torch.zeros(2, 3, 56, 56))
+    assert count_hooks(vita) == 0
+    monkeypatch.setattr(vita.decoder.layers[1].mlp.down_proj, "forward", lambda x: 1 / 0)
+    with pytest.raises(ZeroDivisionError), trace(vita) as record:
+        vita(torch.tensor([[3, 1, 4]]))
+    assert count_hooks(vita) == 0
+    assert list(record) == ["spliced.inputs_embeds", "decoder.rope.cos", "decoder.rope.sin", "decoder.layers.00.output"]
+
+
+def test_a_trace_switches_no_global_state_of_torch(vita):
+    with trace(vita, deep=True, maps=True):
+        vita(torch.tensor([[3, 1, 4]]))
+        assert not torch.are_deterministic_algorithms_enabled() and torch.backends.mkldnn.enabled
+        assert torch.get_num_threads() == 1  # as conftest.py sets it
+
+
+def test_a_record_keeps_its_numbers_when_the_input_is_overwritten(vita):
     bank = torch.zeros(1, 40, 80)
-    with trace(vita) as found:
+    with trace(vita) as record:
         vita.encode_audios(bank, [40])
     bank.fill_(1)
-    assert not found["audio.0.fbank"].any()
+    assert not record["audio.0.fbank"].any()
 
 
 # ---- the program
@@ -211,27 +440,28 @@ def test_what_was_found_stays_when_the_input_is_written_over(vita):
 
 @pytest.fixture(scope="module", params=["vita-1.5", "demo"])
 def folder(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("some-where") / f"tiny-{request.param}"
+    path = tmp_path_factory.mktemp("private-folder") / f"tiny-{request.param}"
     config = TINY if request.param == "vita-1.5" else replace(TINY, template="demo", max_tiles=3)
     make_checkpoint.write(path, request.param, seed=3, config=config)
     return path
 
 
 @pytest.fixture(scope="module")
-def question(tmp_path_factory):
-    """Flags that show a picture of several tiles and let a sound be heard."""
+def flags(tmp_path_factory):
+    """Flags for a question with an image of several tiles and a sound."""
     path = tmp_path_factory.mktemp("media")
     Image.linear_gradient("L").resize((90, 31)).convert("RGB").save(path / "x.png")
     samples = torch.randn(8000, generator=torch.Generator().manual_seed(1)) * 3000
     with wave.open(str(path / "x.wav"), "wb") as out:
         out.setparams((1, 2, 16000, 0, "NONE", ""))
         out.writeframes(samples.short().numpy().tobytes())
-    flags = ["--image", path / "x.png", "--audio", path / "x.wav", "--prompt", "What, where? 你好"]
-    return [str(flag) for flag in flags]
+    return ["--image", str(path / "x.png"), "--audio", str(path / "x.wav"), "--prompt", "What, where? 你好"]
 
 
 @pytest.fixture
 def run(capsys):
+    """The program: flags -> (exit status, standard output, standard error)."""
+
     def call(*flags):
         try:
             status = dump.main([str(flag) for flag in flags])
@@ -243,57 +473,78 @@ def run(capsys):
     return call
 
 
-def test_a_dump_holds_the_whole_flow_in_order_and_no_path(run, folder, question, tmp_path):
+def numbered(name, count, *parts):
+    return [f"{name}.{i:02}{part}" for i in range(count) for part in parts]
+
+
+def test_a_dump_holds_the_whole_flow_in_order_and_no_path(run, folder, flags, tmp_path):
     out = tmp_path / "x.safetensors"
-    status, _, err = run(out, "--model", folder, *question, "--deep", "--max-new-tokens", 3)
+    status, _, err = run(out, "--model", folder, *flags, "--deep", "--maps", "--all-logits", "--max-new-tokens", 3)
     assert status == 0, err
-    with safe_open(out, framework="pt") as opened:
-        about, held = opened.metadata(), opened.keys()
-        found = {name: opened.get_slice(name).get_shape() for name in held}
-    names = about["order"].split()
-    assert sorted(names) == sorted(found)
-    deep = ["q", "k", "v", "attended", "attention", "mlp", "output"]
-    eye = ["tiles", "embeddings", "layers.00", "layers.01", "tower", "projector"]
-    ear = ["fbank", "normalised", "subsampled", "input", "layers.00", "layers.01", "encoder", "adapter"]
-    expected = ["token_ids", *(f"vision.0.{x}" for x in eye), *(f"audio.0.{x}" for x in ear)]
-    expected += [f"spliced.{x}" for x in ("inputs_embeds", "attention_mask", "position_ids")]
-    expected += [f"decoder.layers.{i:02}.{x}" for i in range(2) for x in deep]
-    assert names == [*expected, "decoder.norm", "logits", "tokens"]
-    length = found["spliced.inputs_embeds"][1]
-    tiles = found["vision.0.tiles"][0]
-    assert tiles > 1 and found["vision.0.projector"] == [tiles, 4, 24] and found["audio.0.fbank"] == [48, 80]
-    assert found["decoder.layers.01.q"] == [1, 6, length, 4] and found["decoder.layers.01.k"] == [1, 3, length, 4]
-    assert found["logits"] == [1, 300] and found["tokens"] == [1, 3]
+    with safe_open(out, framework="pt") as file:
+        about, names = file.metadata(), file.keys()
+        shapes = {name: file.get_slice(name).get_shape() for name in names}
+    order = about["order"].split()
+    assert sorted(order) == sorted(shapes)
+    inside = [".attended", ".attention", ".mlp", ""]
+    expected = ["token_ids", "vision.0.tiles", "vision.0.embeddings"]
+    expected += numbered("vision.0.layers", 2, ".q", ".k", ".v", *inside) + ["vision.0.tower", "vision.0.projector"]
+    expected += [f"audio.0.{name}" for name in ("fbank", "normalised", "subsampled", "input")]
+    expected += numbered("audio.0.layers", 2, ".q", ".k", ".v", ".bias", *inside) + ["audio.0.encoder", "audio.0.adapter"]
+    expected += [f"spliced.{name}" for name in ("inputs_embeds", "attention_mask", "position_ids")]
+    expected += ["decoder.rope.cos", "decoder.rope.sin", "decoder.mask"]
+    expected += numbered("decoder.layers", 2, ".q", ".k", ".v", ".attention_map", *inside[:-1], ".output")
+    assert order == [*expected, "decoder.norm", "logits", "derived.all_logits", "tokens"]
+    tiles, length, positions = shapes["vision.0.tiles"][0], shapes["spliced.inputs_embeds"][1], encoder_position_count(48)
+    assert tiles > 1 and shapes["vision.0.projector"] == [tiles, 4, 24] and shapes["audio.0.fbank"] == [48, 80]
+    assert shapes["vision.0.layers.01.k"] == [tiles, 2, 17, 8] and shapes["audio.0.layers.01.k"] == [3, positions, 4]
+    assert shapes["decoder.layers.01.q"] == [1, 6, length, 4] and shapes["decoder.layers.01.k"] == [1, 3, length, 4]
+    assert shapes["decoder.layers.00.attention_map"] == [1, 6, length, length]
+    assert shapes["logits"] == [1, 300] and shapes["derived.all_logits"] == [1, length, 300]
     assert about["model"] == folder.name and about["prompt"] == "What, where? 你好"
     assert about["dtype"] == "float32" and about["torch"] == torch.__version__
-    assert str(tmp_path.parent) not in json.dumps(about) and "some-where" not in json.dumps(about)
+    assert str(tmp_path.parent) not in json.dumps(about) and "private-folder" not in json.dumps(about)
 
 
-def test_the_same_request_twice_agrees_and_half_precision_does_not(run, folder, question, tmp_path):
+def test_the_first_token_of_a_dump_is_the_likeliest_one(folder):
+    vita = Vita.from_pretrained(folder)
+    prepared = PreparedRequest(torch.tensor([3, IMAGE, 4]), [torch.randn(2, 3, 28, 28)], [])
+    record = dump.record_request(vita, prepared, max_new_tokens=5)
+    logits = vita(prepared.ids[None], images=prepared.images).logits[0, -1]
+    assert record["tokens"][0, 0] == logits.argmax() and 1 <= record["tokens"].shape[1] <= 5
+
+
+def test_the_same_request_twice_agrees_and_half_precision_does_not(run, folder, flags, tmp_path):
     one, two, half = (tmp_path / f"{x}.safetensors" for x in ("one", "two", "half"))
-    flags = ("--model", folder, *question, "--all-logits", "--max-new-tokens", 1)
+    request = ("--model", folder, *flags, "--all-logits", "--max-new-tokens", 1)
     for out, *more in ((one,), (two,), (half, "--dtype", "bfloat16")):
-        assert run(out, *flags, *more)[0] == 0
-    status, table, _ = run("--compare", one, two)
+        assert run(out, *request, *more)[0] == 0
+    status, table, _ = run("--compare", one, two, "--tolerance", 0)
     assert status == 0 and "OFF" not in table
     status, table, _ = run("--compare", one, half)
     assert status == 1 and table.splitlines()[-1].startswith("first off: vision.0.tiles;")
-    assert {*off_names(run("--compare", one, half, "--tolerance", 10)[1])} <= {"tokens"}  # ids know no tolerance
+    assert {*off_names(run("--compare", one, half, "--tolerance", 10)[1])} <= {"tokens"}  # ids have no tolerance
 
 
 def off_names(table):
     return [line.split()[0] for line in table.splitlines() if line.endswith("OFF")]
 
 
-PLANTED = {  # a weight of the released format -> the first name that must be off
+PLANTED = {  # a weight of the released format: the first name that must be off
     "model.vision_tower.vision_tower.embeddings.class_embedding": "vision.0.embeddings",
-    "model.vision_tower.vision_tower.encoder.layers.1.mlp.fc2.bias": "vision.0.layers.01",
+    "model.vision_tower.vision_tower.encoder.layers.0.attn.qkv.bias": "vision.0.layers.00.q",
+    "model.vision_tower.vision_tower.encoder.layers.0.attn.proj.bias": "vision.0.layers.00.attention",
+    "model.vision_tower.vision_tower.encoder.layers.1.mlp.fc2.bias": "vision.0.layers.01.mlp",
+    "model.vision_tower.vision_tower.encoder.layers.1.ls2": "vision.0.layers.01",
     "model.mm_projector.2.weight": "vision.0.projector",
     "model.audio_encoder.encoder.global_cmvn.mean": "audio.0.normalised",
     "model.audio_encoder.encoder.enc.0.core.conv.2.weight": "audio.0.subsampled",
     "model.audio_encoder.encoder.enc.1.embed.0.bias": "audio.0.input",
-    "model.audio_encoder.encoder.enc.1.encoders.0.self_attn.linear_q.weight": "audio.0.layers.00",
-    "model.audio_encoder.encoder.enc.1.encoders.1.feed_forward.w_2.weight": "audio.0.layers.01",
+    "model.audio_encoder.encoder.enc.1.encoders.0.self_attn.linear_q.weight": "audio.0.layers.00.q",
+    "model.audio_encoder.encoder.enc.1.encoders.0.self_attn.linear_pos.weight": "audio.0.layers.00.k",
+    "model.audio_encoder.encoder.enc.1.encoders.1.self_attn.pos_bias_u": "audio.0.layers.01.bias",
+    "model.audio_encoder.encoder.enc.1.encoders.0.self_attn.linear_out.weight": "audio.0.layers.00.attention",
+    "model.audio_encoder.encoder.enc.1.encoders.1.feed_forward.w_2.weight": "audio.0.layers.01.mlp",
     "model.audio_encoder.encoder.enc.1.after_norm.weight": "audio.0.encoder",
     "model.audio_encoder.adpter.conv1d2.weight": "audio.0.adapter",
     "model.embed_tokens.weight": "spliced.inputs_embeds",
@@ -308,47 +559,44 @@ PLANTED = {  # a weight of the released format -> the first name that must be of
 
 
 @pytest.fixture(scope="module")
-def asked(folder, question):
+def recorded(folder, flags):
     """A model, a prepared request, and its record as it should be."""
-    vita = Vita.from_pretrained(folder)
-    flags = dump.parser().parse_args(["out", *question])
-    ready = dump.prepare(dump.generate.requests(flags)[0], vita.config, vita.tokenizer)
-    return vita, ready, dump.record(vita, ready, deep=True, max_new_tokens=1)
+    vita, [prepared], _ = generate.load(dump.parser().parse_args(["out", "--model", str(folder), *flags]))
+    return vita, prepared, dump.record_request(vita, prepared, deep=True, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("weight", PLANTED)
-def test_a_planted_change_in_one_layer_is_named_first(run, asked, weight, tmp_path):
-    vita, ready, right = asked
+def test_a_comparison_names_the_layer_whose_weight_was_changed(run, recorded, weight, tmp_path):
+    vita, prepared, right = recorded
     state = vita.state_dict()
     own = make_checkpoint.module_names(vita, make_checkpoint.PREFIXES)[weight]
     before = state[own].clone()
     try:
         state[own] += 0.1 * torch.randn(before.shape, generator=torch.Generator().manual_seed(2))
-        wrong = dump.record(vita, ready, deep=True, max_new_tokens=1)
+        wrong = dump.record_request(vita, prepared, deep=True, max_new_tokens=1)
     finally:
         state[own].copy_(before)
-    for name, found in (("a", right), ("b", wrong)):
-        dump.save(tmp_path / name, found, model="x", prompt="x", dtype="float32")
+    for name, record in (("a", right), ("b", wrong)):
+        dump.save(tmp_path / name, record, model="x", prompt="x", dtype="float32")
     status, table, _ = run("--compare", tmp_path / "a", tmp_path / "b")
     assert status == 1 and off_names(table)[0] == PLANTED[weight]
     assert table.splitlines()[-1].startswith(f"first off: {PLANTED[weight]};")
-    names = [line.split()[0] for line in table.splitlines()[1:-1]]
-    assert names == list(right)  # the rows stand in the order of the flow
+    assert [line.split()[0] for line in table.splitlines()[1:-1]] == list(right)  # in the order of the flow
 
 
-def test_missing_and_surplus_names_and_wrong_shapes_are_told(run, tmp_path):
+def test_missing_and_surplus_names_and_wrong_shapes_are_reported(run, tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     numbers = {"z": torch.arange(6.0), "m": torch.ones(2, 3), "ids": torch.tensor([7]), "a": torch.zeros(0)}
     dump.save(a, numbers, model="x", prompt="x", dtype="float32")
-    held = {"z": numbers["z"], "ids": torch.tensor([7], dtype=torch.int32), "a": torch.zeros(0), "new": torch.ones(1)}
-    save_file(held, b)
-    status, table, _ = run("--compare", a, b)  # b has no order of its own
+    others = {"z": numbers["z"], "ids": torch.tensor([7], dtype=torch.int32), "a": torch.zeros(0), "new": torch.ones(1)}
+    save_file(others, b)
+    status, table, _ = run("--compare", a, b)  # b stores no order
     rows = dict(line.split(maxsplit=1) for line in table.splitlines())
     assert rows["m"] == "missing: only in A" and rows["new"] == "surplus: only in B"
     assert status == 1 and table.endswith("3 agree, 1 missing, 1 surplus\n")
     assert [line.split()[0] for line in table.splitlines()[1:6]] == ["z", "m", "ids", "a", "new"]
     assert run("--compare", a, a)[0] == 0
-    status, table, _ = run("--compare", b, a)  # the other way about: a's order still holds
+    status, table, _ = run("--compare", b, a)  # the order of a holds here too
     assert [line.split()[0] for line in table.splitlines()[1:6]] == ["z", "m", "ids", "a", "new"] and status == 1
     save_file(numbers | {"m": torch.ones(3, 2)}, b)
     status, table, _ = run("--compare", a, b)
@@ -356,7 +604,7 @@ def test_missing_and_surplus_names_and_wrong_shapes_are_told(run, tmp_path):
 
 
 @pytest.mark.parametrize("other, bad", [(1000.05, False), (1000.2, True), (float("nan"), True), (float("inf"), True)])
-def test_a_number_is_off_by_the_largest_of_its_tensor(run, tmp_path, other, bad):
+def test_the_tolerance_is_relative_to_the_largest_number_of_a_tensor(run, tmp_path, other, bad):
     save_file({"x": torch.tensor([1.0, 1000.0])}, tmp_path / "a")
     save_file({"x": torch.tensor([1.0, other])}, tmp_path / "b")
     assert run("--compare", tmp_path / "a", tmp_path / "b")[0] == bad
@@ -365,7 +613,7 @@ def test_a_number_is_off_by_the_largest_of_its_tensor(run, tmp_path, other, bad)
         assert run("--compare", tmp_path / "b", tmp_path / "b")[0] == 1
 
 
-def test_ids_and_masks_agree_exactly_or_not_at_all(run, tmp_path):
+def test_ids_and_masks_must_be_equal_whatever_the_tolerance(run, tmp_path):
     for name, ids in (("a", [1000000, 3]), ("b", [1000001, 3])):
         save_file({"ids": torch.tensor(ids), "mask": torch.tensor([True, False])}, tmp_path / name)
     status, table, _ = run("--compare", tmp_path / "a", tmp_path / "b", "--tolerance", 1)
@@ -373,22 +621,22 @@ def test_ids_and_masks_agree_exactly_or_not_at_all(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         ((), "either a file to write or --compare"),
         (("out", "--compare", "a", "b"), "either a file to write or --compare"),
         (("--compare", "nowhere", "no"), "nowhere"),
-        (("out", "--temperature", "0.5"), "does not take --temperature"),
-        (("out", "--json"), "does not take --json"),
+        (("out", "--temperature", "0.5"), "--temperature does not apply"),
+        (("out", "--json"), "--json does not apply"),
         (("out", "--model", "nowhere"), "nowhere"),
         (("out", "--max-new-tokens", "0"), "--max-new-tokens"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(run, flags, said):
+def test_user_errors_print_one_line_and_exit_with_status_2(run, flags, message):
     status, out, err = run(*flags)
-    assert status == 2 and out == "" and said in err and err.count("\n") == 1
+    assert status == 2 and out == "" and message in err and err.count("\n") == 1
 
 
-def test_a_file_that_cannot_be_written_is_refused(run, folder, tmp_path):
+def test_a_file_that_cannot_be_written_is_a_user_error(run, folder, tmp_path):
     status, _, err = run(tmp_path / "no" / "x.safetensors", "--model", folder, "--prompt", "hi")
     assert status == 2 and "cannot write" in err

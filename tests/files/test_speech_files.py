@@ -77,7 +77,7 @@ def test_the_codec_config_is_read_and_its_lists_become_tuples():
     ("change", "reason"),
     [
         ({"upsample_kernel_sizes": [3, 5, 11, 9]}, "kernel 11 must be its rate 8 plus an even number"),
-        ({"upsample_rates": [3, 5]}, "needs one kernel for each rate, got 4 kernels and 2 rates"),
+        ({"upsample_rates": [3, 5]}, "needs one kernel for each rate, got 4 and 2"),
         ({"global_tokens": 3}, "wrong type"),
         ({"resblock": "2", "n_code_groups": 4}, "resblock '2', expected '1'; n_code_groups 4, expected 1"),
     ],

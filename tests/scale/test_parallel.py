@@ -1,6 +1,6 @@
-"""Two processes that share a decoder against one that has it all: the same answers, half the memory, one voice.
+"""A decoder split over two processes against one process: the same answers, half the memory, one output.
 
-The processes are started once; each writes down what it found, and the tests read both accounts.
+The processes are started once. Each writes down its results, and the tests read both.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tools import make_checkpoint
 from vita_ref import Vita, VitaConfig, generate
 from vita_ref.config import DecoderConfig, VisionConfig
 from vita_ref.scale import parallel
-from vita_ref.scale.products import packable
+from vita_ref.scale.products import can_pack
 
 SIZES = DecoderConfig(301, 35, 41, 2, 12, 4, 6)  # the ranks do not get equal parts of V, D and F
 CONFIGS = {
@@ -30,11 +30,12 @@ CONFIGS = {
 }
 PROMPT, NEXT = torch.arange(5, 18).view(1, -1), torch.arange(40, 42).view(1, -1)
 SAMPLED = {"do_sample": True, "max_new_tokens": 7, "eos_token_id": ()}
+VISION = VisionConfig(16, 20, 1, 2, image_size=28, patch_size=7)
 FLAGS = ("--prompt", "hi", "--max-new-tokens", "6", "--model")
 
 
-def account(folder, **options):
-    """What one process finds about the checkpoint of a folder."""
+def results(folder, **options):
+    """What one process gives for the checkpoint of a folder."""
     vita = Vita.from_pretrained(folder, **options)
     with torch.inference_mode():
         first = vita(PROMPT)
@@ -47,7 +48,7 @@ def account(folder, **options):
         "seeded": seeded,
         "greedy": vita.generate(PROMPT, max_new_tokens=7, eos_token_id=()),
         "decoder": {n: list(p.shape) for n, p in vita.decoder.named_parameters()},
-        "eye": {n: p.clone() for n, p in vita.vision.named_parameters()},
+        "vision": {n: p.clone() for n, p in vita.vision.named_parameters()},
         "contiguous": all(p.is_contiguous() for p in vita.decoder.parameters()),
         "cache": first.cache.nbytes,
     }
@@ -65,54 +66,53 @@ def command(*flags):
 
 
 def work(rank, folder, ports):
-    """All that one of the two processes does, in steps that both begin together; each has its meeting place."""
+    """All that one of the two processes does, in steps that both begin together. Each step has a port of its own."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     ports, found = iter(ports), {}
     os.environ["MASTER_PORT"] = next(ports)
-    with parallel.joined("cpu"):
-        found["untied"] = account(folder / "untied", split=True)
-        found["tied"] = account(folder / "tied", split=True)
-        found["int8"] = account(folder / "untied", split=True, quantize="int8")
-        found["packed"] = account(folder / "untied", split=True, pack=packable(torch.float32))
+    with parallel.process_group("cpu"):
+        found["untied"] = results(folder / "untied", split=True)
+        found["tied"] = results(folder / "tied", split=True)
+        found["int8"] = results(folder / "untied", split=True, quantize="int8")
+        found["packed"] = results(folder / "untied", split=True, pack=can_pack(torch.float32))
     commands = {
         "answer": (*FLAGS, folder / "untied"),
         "odd": (*FLAGS, folder / "odd"),
         "misshapen": (*FLAGS, folder / "misshapen"),
-        "nowhere": (*FLAGS, folder / ("untied", "nowhere")[rank]),  # an error of the second alone
+        "nowhere": (*FLAGS, folder / ("untied", "nowhere")[rank]),  # an error on the second rank only
         "nonsense": ("--nonsense",),
     }
     for name, flags in commands.items():
         os.environ["MASTER_PORT"] = next(ports)
         found[name] = command(*flags)
     os.environ["MASTER_PORT"] = next(ports)
-    with parallel.joined("cpu"):
+    with parallel.process_group("cpu"):
         if rank == 0:
             try:
-                parallel.summed(torch.ones(3))
+                parallel.all_sum(torch.ones(3))
             except ValueError as error:
-                found["left alone"] = str(error)
+                found["peer ended"] = str(error)
     torch.save(found, folder / f"rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The accounts of the two processes, and of one that has it all."""
+    """The results of the two processes, and of one process with the whole decoder."""
     folder = tmp_path_factory.mktemp("parallel")
-    eye = VisionConfig(16, 20, 1, 2, image_size=28, patch_size=7)
     for name, sizes in CONFIGS.items():
-        config = replace(VitaConfig.preset("demo"), decoder=sizes, vision=eye, audio=None, template="chatml")
+        config = replace(VitaConfig.preset("demo"), decoder=sizes, vision=VISION, audio=None, template="chatml")
         make_checkpoint.write(folder / name, "demo", seed=3, config=replace(config, eos_token_ids=(300,)))
     config = folder / "misshapen" / "config.json"
     config.write_text(config.read_text().replace(str(SIZES.intermediate_size), "43"))
-    with contextlib.ExitStack() as stack:  # all open at once, so that no port comes twice
-        doors = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(7)]
-        ports = [str(door.getsockname()[1]) for door in doors]
+    with contextlib.ExitStack() as stack:  # all open at once, so that the ports differ
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(7)]
+        ports = [str(s.getsockname()[1]) for s in sockets]
     workers = [get_context("spawn").Process(target=work, args=(rank, folder, ports)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    whole = {"untied": account(folder / "untied"), "tied": account(folder / "tied")}
-    whole |= {"int8": account(folder / "untied", quantize="int8"), "answer": command(*FLAGS, folder / "untied")}
+    whole = {"untied": results(folder / "untied"), "tied": results(folder / "tied")}
+    whole |= {"int8": results(folder / "untied", quantize="int8"), "answer": command(*FLAGS, folder / "untied")}
     whole["packed"] = whole["untied"]
     for worker in workers:
         worker.join(100)
@@ -131,7 +131,7 @@ def test_the_logits_are_those_of_one_process_within_rounding(run, kind):
 
 
 @pytest.mark.parametrize("kind", ["untied", "tied", "int8", "packed"])
-def test_every_rank_has_the_same_bits_and_draws_the_same_tokens(run, kind):
+def test_every_rank_has_the_same_bits_and_samples_the_same_tokens(run, kind):
     first, second = (rank[kind] for rank in run.ranks)
     for name in ("logits", "greedy", "seeded", "sampled"):
         assert first[name].equal(second[name])
@@ -144,7 +144,7 @@ def test_tokens_are_those_of_one_process(run, kind):
         assert run.ranks[0][kind][name].equal(run.whole[kind][name])
 
 
-def test_int8_parts_are_rounded_like_int8_as_a_whole(run):
+def test_the_error_of_int8_is_that_of_one_process(run):
     exact, whole, mine = (r["logits"] for r in (run.whole["untied"], run.whole["int8"], run.ranks[0]["int8"]))
     assert 0 < (mine - exact).abs().max() < 1.5 * (whole - exact).abs().max()
 
@@ -165,12 +165,12 @@ def test_each_rank_holds_its_part_of_every_matrix_and_of_the_cache(run, kind):
         assert 2 * rank[kind]["cache"] == run.whole[kind]["cache"] and rank[kind]["contiguous"]
 
 
-def test_the_eye_is_whole_everywhere(run):
+def test_the_vision_tower_is_whole_on_every_rank(run):
     for rank in run.ranks:
-        assert all(p.equal(run.whole["untied"]["eye"][n]) for n, p in rank["untied"]["eye"].items())
+        assert all(p.equal(run.whole["untied"]["vision"][n]) for n, p in rank["untied"]["vision"].items())
 
 
-def test_only_the_first_rank_prints_and_it_prints_what_one_process_does(run):
+def test_only_the_first_rank_prints_and_its_output_is_that_of_one_process(run):
     assert run.ranks[0]["answer"] == run.whole["answer"] and run.whole["answer"][0] == 0
     assert run.ranks[1]["answer"] == (0, "", "")
 
@@ -190,12 +190,12 @@ def test_an_error_of_any_rank_ends_all_with_one_line(run, kind, told):
     assert run.ranks[1][kind] == (2, "", "")
 
 
-def test_a_rank_that_is_left_alone_says_so(run):
-    assert "another of the 2 processes has ended" in run.ranks[0]["left alone"]
+def test_a_rank_whose_peer_has_ended_gets_an_error_that_says_so(run):
+    assert "another of the 2 processes has ended" in run.ranks[0]["peer ended"]
 
 
 @pytest.mark.parametrize("flags", [("--speak", "x.wav"), ("--image", "-")])
-def test_what_only_one_process_can_do_is_refused(monkeypatch, flags):
+def test_options_that_need_one_process_are_refused_with_several(monkeypatch, flags):
     a = generate.parser().parse_args(flags)
     generate.check(a)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -39,7 +39,7 @@ from vita_ref.decoder import Decoder
 from vita_ref.files.tokenizer import load_tokenizer
 from vita_ref.request import Request, prepare
 
-DEMO = Path(__file__).parent.parent / "weights" / "demo"
+DEMO = Path(__file__).parents[2] / "weights" / "demo"
 SP = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
 CONFIG = demo_model.demo_config(SP)
 U, A, E, I = 1, 2, 3, IMAGE

@@ -11,11 +11,6 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-
-from tools.demo import speech, world
-from tools.demo import train_audio as train_ear
-from tools.demo.model import END, Model, compile_layers, demo_config
-from tools.demo.train import IMAGE, Packer
 from tools.demo.train_audio import (
     ALOUD,
     AUDIO,
@@ -27,9 +22,14 @@ from tools.demo.train_audio import (
     spoken_row,
     word_loss,
 )
+
+from tools.demo import speech, world
+from tools.demo import train_audio as train_ear
+from tools.demo.model import END, Model, compile_layers, demo_config
+from tools.demo.train import IMAGE, Packer
 from vita_ref import Vita
 
-DEMO = Path(__file__).parent.parent / "weights" / "demo"
+DEMO = Path(__file__).parents[2] / "weights" / "demo"
 SP = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
 CONFIG = demo_config(SP, EAR)
 

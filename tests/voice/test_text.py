@@ -1,4 +1,4 @@
-"""Figures, markup and stops become words; a text that is still being written becomes sentences."""
+"""Text for speech: digits, markup and signs become words, and text that is still being written becomes sentences."""
 
 import re
 
@@ -6,51 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vita_ref.voice.text import number_han, number_words, prepare_text, sentences
-
-SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-)
-TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety"
-WORDS = {word: n for n, word in enumerate(SMALL.split())}
-WORDS |= {word: 10 * n for n, word in enumerate(TENS.split())}
-SIZES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-HAN = dict(zip("零一二三四五六七八九", range(10)))
-
-
-def value_of_words(text):
-    """Reads English number words: an inverse written on its own."""
-    total = group = 0
-    for word in text.replace("-", " ").split():
-        if word in SIZES:
-            total, group = total + group * SIZES[word], 0
-        elif word == "hundred":
-            group *= 100
-        else:
-            group += WORDS[word]
-    return total + group
-
-
-def value_of_han(text):
-    """Reads a Chinese number: split at the largest size, each side in turn."""
-    for sign, size in (("亿", 10**8), ("万", 10**4), ("千", 1000), ("百", 100), ("十", 10)):
-        if sign in text:
-            head, _, tail = text.rpartition(sign) if size > 1000 else text.partition(sign)
-            return value_of_han(head) * size + value_of_han(tail)
-    return HAN[text[-1]] if text else 0
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.integers(0, 14).flatmap(lambda digits: st.integers(0, 10**digits)))
-def test_numbers_in_words_read_back_as_themselves(n):
-    assert value_of_words(number_words(n)) == n
-    assert value_of_han(number_han(n)) == n
-
-
-@pytest.mark.parametrize("n, han", [(20, "二十"), (101, "一百零一"), (1010, "一千零一十"), (100005, "一十万零五")])
-def test_chinese_numbers_fill_gaps_with_one_zero(n, han):
-    assert number_han(n) == han
+from vita_ref.voice import text as text_module
+from vita_ref.voice.text import MARKUP, prepare_text, sentences
 
 
 @pytest.mark.parametrize(
@@ -79,13 +36,35 @@ def test_chinese_numbers_fill_gaps_with_one_zero(n, han):
         ("**", ""),
     ],
 )
-def test_what_is_written_and_what_is_said(written, spoken):
+def test_text_is_prepared_as_in_these_examples(written, spoken):
     assert prepare_text(written) == spoken
+
+
+MARKUP_EXAMPLES = {  # for each rule a text that comes out differently without it
+    "code fences, horizontal rules, the line under a table head": ("```python\nx\n```", "x"),
+    "headings, quotations, list items": ("+ one\n+ two", "one, two"),
+    "links and images: their text stays": ("[a link](page.html)", "a link"),
+    "tags, special tokens, addresses": ("<b>bold</b> see http://a.b/c", "bold see"),
+    "a star between digits is a product": ("5 * 3", "five times three"),
+    "a dash between digits is a range": ("3–5", "three to five"),
+    "doubled emphasis, strikethrough, code": ("un**believ**able", "unbelievable"),
+    "single emphasis around words": ("*It*'s cold", "It's cold"),
+    "ellipsis": ("So…-5?", "So. minus five?"),
+    "table cells, dashes, line ends: a pause": ("one | two — three", "one, two, three"),
+}
+
+
+@pytest.mark.parametrize("rule", MARKUP)
+def test_each_markup_rule_is_needed(rule, monkeypatch):
+    written, spoken = MARKUP_EXAMPLES[rule]
+    assert prepare_text(written) == spoken
+    monkeypatch.delitem(text_module.MARKUP, rule)
+    assert prepare_text(written) != spoken
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(alphabet="ab Z019.,:%-$*_`#|[]()<>\n!?你好年。，、“”😀°+", max_size=30))
-def test_what_is_said_has_no_figures_and_no_markup(written):
+def test_prepared_text_has_no_digits_no_markup_and_no_double_spaces(written):
     spoken = prepare_text(written)
     assert not re.search(r"[\d%$*_`#|\[\]()<>\n“”😀°+]|\s\s", spoken)
     assert not re.match(r"[\s,;:-]", spoken) and spoken == spoken.strip()
@@ -95,7 +74,7 @@ TEXT = (
     'Dr. Smith paid 3.14 dollars, e.g. to J. Doe. "Really?" he asked.  Yes! OK... then\nA list:\n1. one\n2. two\n'
     "你好。“我很好！”他说。好吗？？好.再见"
 )
-PARTS = [
+SENTENCES = [
     "Dr. Smith paid 3.14 dollars, e.g. to J. Doe.",
     '"Really?"',
     "he asked.",
@@ -115,25 +94,32 @@ PARTS = [
 
 
 def test_sentences_end_at_stops_and_lines_but_not_in_numbers_and_abbreviations():
-    assert list(sentences([TEXT])) == PARTS
+    assert list(sentences([TEXT])) == SENTENCES
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.one_of(st.just(TEXT), st.text(alphabet='ab J1 .!?\n"”*你好。！', max_size=40)), st.data())
-def test_however_the_text_is_cut_the_sentences_are_the_same(text, data):
+@given(text=st.one_of(st.just(TEXT), st.text(alphabet='ab J1 .!?\n"”*你好。！', max_size=40)), data=st.data())
+def test_the_sentences_do_not_depend_on_how_the_text_is_cut_into_pieces(text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
-    whole = list(sentences([text]))
-    assert list(sentences(pieces)) == list(sentences(text)) == whole
-    assert "".join("".join(whole).split()) == "".join(text.split())
+    pieces = [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)])]
+    assert list(sentences(pieces)) == list(sentences(text)) == list(sentences([text]))
 
 
-def test_a_sentence_comes_before_the_next_one_is_written():
-    taken = []
+@settings(deadline=None, max_examples=200)
+@given(st.text(alphabet='ab J1 .!?\n"”*你好。！', max_size=40))
+def test_the_sentences_together_are_the_text_but_for_spaces(text):
+    def without_spaces(written):
+        return "".join(written.split())
 
-    def written():
+    assert without_spaces("".join(sentences([text]))) == without_spaces(text)
+
+
+def test_a_sentence_is_yielded_before_the_next_one_is_written():
+    written = []
+
+    def pieces():
         for piece in ["One. ", "Two is ", "long. ", "Three"]:
-            taken.append(piece)
+            written.append(piece)
             yield piece
 
-    assert next(sentences(written())) == "One." and taken == ["One. "]
+    assert next(sentences(pieces())) == "One." and written == ["One. "]

@@ -1,12 +1,12 @@
-"""One side of a measurement, in a process of its own: `bench.py` starts it and asks it one task at a time.
+"""One side of a measurement, in a process of its own: `run.py` starts it and gives it one task at a time.
 
-    python tools/bench_second.py WHO THREADS      WHO: ours, theirs (transformers) or limits (the machine)
+    python tools/bench/process.py WHO THREADS      WHO: ours, theirs (transformers) or limits (the machine)
 
-A task is a line of JSON on standard input, [name, [arguments]]; the answer is a line of JSON on standard
-output. A side imports what its user would before the first task, so ``memory`` knows what is not the model's;
-what transformers imports only as it loads is timed apart (``late_s``). Linux only: memory is read from /proc.
+A task is a line of JSON on standard input, [name, [arguments]]; the answer is a line of JSON on standard output. A side
+imports before the first task what its user would, so ``memory`` can tell the model's memory from that of the imports.
+What transformers imports during loading is timed separately (``late_s``). Linux only: memory is read from /proc.
 
-Test: ``pytest tests/test_bench.py``
+Test: ``pytest tests/tools/test_bench.py``
 """
 
 import contextlib
@@ -24,19 +24,19 @@ CLOCK = time.perf_counter
 
 
 def resident(name):
-    """A figure of this process in bytes: ``VmRSS``, what is in memory now, or ``VmHWM``, the most there ever was."""
+    """Memory of this process in bytes: ``VmRSS``, resident now, or ``VmHWM``, its peak."""
     return int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def prompt_ids(batch, length, vocabulary):
-    """The same random prompts for everyone, [batch, length] long."""
+    """The same random prompts for every side. Shapes: -> [batch, length] long."""
     return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
 def rates(start, times, batch, prompt, new):
-    """From the moments at which a generation's tokens came: seconds to the first, and tokens/s of both stages."""
+    """From the times at which tokens were generated: seconds to the first one, and tokens/s of prefill and decoding."""
     if len(times) != new:
-        raise RuntimeError(f"{len(times)} tokens came, expected {new}")
+        raise RuntimeError(f"expected {new} tokens, but {len(times)} were generated")
     first = times[0] - start
     decode = batch * (new - 1) / (times[-1] - times[0]) if new > 1 else 0.0
     return {"first_s": first, "prefill": batch * prompt / first, "decode": decode}
@@ -51,8 +51,8 @@ class Ours:
         self.library, self.imports = vita_ref.Vita, resident("VmRSS")
 
     def load(self, folder, dtype, option=None):
-        start, given = CLOCK(), {None: {}, "int8": {"quantize": "int8"}, "packed": {"pack": True}}[option]
-        self.vita = self.library.from_pretrained(folder, dtype=getattr(torch, dtype), **given)
+        start, options = CLOCK(), {None: {}, "int8": {"quantize": "int8"}, "packed": {"pack": True}}[option]
+        self.vita = self.library.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
         return {"late_s": 0.0, "load_s": CLOCK() - start}
 
     def tokens(self, prompt, batch, new):
@@ -65,7 +65,7 @@ class Ours:
         return {"imports": self.imports, "peak": resident("VmHWM")}
 
     def picture(self):
-        """A tile through the eye and the projector."""
+        """One tile through the vision tower and the projector."""
         size = self.vita.config.vision.image_size
         pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
@@ -74,21 +74,21 @@ class Ours:
         return {"tile_s": CLOCK() - start}
 
     def speak(self, words, count):
-        """A sentence: its tokens alone, their sound alone, and both as a stream, every chunk quiet enough to be cut."""
+        """A sentence: its codec tokens alone, the vocoder alone, and both as a stream that may be split anywhere."""
         speech, start = self.vita.speech, CLOCK()
         embeds = self.vita.embed(torch.arange(words)).float()
-        said = [*speech.tokens(embeds, max_tokens=count)]
-        told = CLOCK()
-        sound_s = len(speech.vocode(said)) / speech.sample_rate
-        heard, times, begun = CLOCK(), [], CLOCK()
-        for _ in speech.stream(embeds, max_tokens=count, threshold=2.0):  # sound is in -1..1
+        codes = [*speech.tokens(embeds, max_tokens=count)]
+        decoded = CLOCK()
+        sound_s = len(speech.vocode(codes)) / speech.sample_rate
+        vocoded, times = CLOCK(), []
+        for _ in speech.stream(embeds, max_tokens=count, threshold=2.0):  # sound is in -1..1, so all of it is below
             times.append(CLOCK())
-        found = {"tokens": len(said) / (told - start), "sound_s": sound_s, "vocode_s": heard - told}
-        return found | {"first_s": times[0] - begun, "stream_s": times[-1] - begun}
+        figures = {"tokens": len(codes) / (decoded - start), "sound_s": sound_s, "vocode_s": vocoded - decoded}
+        return figures | {"first_s": times[0] - vocoded, "stream_s": times[-1] - vocoded}
 
 
 class Theirs:
-    """transformers, with its own scaled-dot-product attention, its own cache, and the file's or the asked dtype."""
+    """transformers, with its own scaled-dot-product attention and its own cache."""
 
     def __init__(self):
         from transformers import AutoModelForCausalLM, AutoTokenizer, logging
@@ -98,12 +98,12 @@ class Theirs:
 
     def load(self, folder, dtype):
         start = CLOCK()
-        from transformers.models.qwen2 import modeling_qwen2  # noqa: F401, or the next line would
+        from transformers.models.qwen2 import modeling_qwen2  # noqa: F401 (else from_pretrained imports it)
 
         imported = CLOCK()
         model = self.library.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
         model.generation_config.eos_token_id, self.model = None, model
-        self.tokenizer = self.tokenizers.from_pretrained(folder)  # as ours does: who asks a question needs it
+        self.tokenizer = self.tokenizers.from_pretrained(folder)  # as ours does
         return {"late_s": imported - start, "load_s": CLOCK() - imported}
 
     def tokens(self, prompt, batch, new):
@@ -112,13 +112,13 @@ class Theirs:
         with torch.inference_mode():
             start = CLOCK()
             self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=watch, **options)
-        return rates(start, watch.times[1:], batch, prompt, new)  # the first put is the prompt
+        return rates(start, watch.times[1:], batch, prompt, new)  # the first item is the prompt
 
     memory = Ours.memory
 
 
 class Watch:
-    """What transformers calls a streamer: notes when something comes."""
+    """A streamer for transformers that records the time of each token."""
 
     def __init__(self):
         self.times = []
@@ -137,9 +137,9 @@ class Limits:
         self.big = None
 
     def bus(self, megabytes):
-        """Bytes/s of a plain sum over memory that no cache holds."""
+        """Bytes/s of a sum over more memory than fits in a cache."""
         if self.big is None:
-            self.big = torch.ones(megabytes << 18)  # float32; zeros would be pages that are not there
+            self.big = torch.ones(megabytes << 18)  # float32; pages of zeros would not be allocated
         return {"bytes_per_s": self.big.nbytes / best(self.big.sum, 5)}
 
     def matmul(self, dtype, side):
@@ -159,7 +159,7 @@ def best(work, times):
 
 
 class Side:
-    """The other end: a process of this file, that does one task at a time."""
+    """The parent's end: starts a process of this file, which does one task at a time."""
 
     def __init__(self, who, threads):
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -169,12 +169,12 @@ class Side:
         self.process = subprocess.Popen([sys.executable, __file__, who, str(threads)], env=environment, **pipes)
 
     def ask(self, task, *arguments):
-        """What the side answers, a dict of figures. Raises: RuntimeError where it died of the task."""
+        """The figures of a task. Raises: RuntimeError if the process ended during it."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps([task, arguments]) + "\n")
             self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
-            raise RuntimeError(f"the side {self.who!r} ended at {task}{arguments}; its error stands above")
+            raise RuntimeError(f"the side {self.who!r} ended during {task}{arguments}; its error is printed above")
         return json.loads(line)
 
     def __enter__(self):
@@ -189,7 +189,7 @@ SIDES = {"ours": Ours, "theirs": Theirs, "limits": Limits}
 
 def main():
     who, threads = sys.argv[1:]
-    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr  # a library's chatter is no answer
+    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr  # what libraries print must not mix with the answers
     torch.set_num_threads(int(threads))
     side = SIDES[who]()
     for line in sys.stdin:

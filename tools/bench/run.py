@@ -1,21 +1,22 @@
-"""How fast and how big vita_ref is: a table of our figures beside transformers' and the machine's own limits.
+"""How fast and how big vita_ref is: our figures beside those of transformers and the limits of the machine.
 
-    python tools/bench.py [--only decode load ...] [--pairs 5] [--threads 2] [--work build/bench] [--json FILE]
+    python -m tools.bench [--only decode load ...] [--pairs 5] [--threads 2] [--work build/bench] [--json FILE]
+    python -m tools.bench --products [--threads 1]     (see products.py)
 
-Fair play: each side is a process of its own (`bench_second.py`), so neither has the other's libraries, threads
-or memory; both have loaded, and they take turns: limit, ours, theirs, limit, ours, theirs. A ratio is taken
-within a turn; the table has the median [least..most] of the turns. The first turn warms up and does not count:
-in it ours tries its ways of multiplying, which takes 25 tokens of --new. Loading and memory are measured in
-fresh processes, less what the imports take; what transformers imports within its first ``from_pretrained`` is a
-part of loading in one row and left out in the next. Both sides read the same folder and the same random prompt
-and write the same number of tokens, greedily. Ours reads its tokenizer too; transformers has its ``sdpa``
-attention and its own cache, and is not compiled.
+Fairness: each side is a process of its own (`process.py`), so neither has the other's libraries, threads or memory. All
+sides have loaded before the first turn, and they take turns: limit, ours, theirs, limit, ours, theirs. A ratio is taken
+within a turn; the table has the median [least..largest] of the turns. The first turn warms up and does not count.
+Loading and memory are measured in new processes, without what the imports need. Modules that transformers imports within
+its first ``from_pretrained`` are part of the loading time in one row and left out in the next. Both sides read the same
+folder and the same random prompt and generate the same number of tokens, greedily. Ours reads its tokenizer too;
+transformers uses its ``sdpa`` attention and its own cache, and is not compiled.
 
-The models are random and are written to --work if they are not there (2.5 GB): a Qwen2 of 0.5B, and the eye and
-the voice of VITA-1.5 beside a decoder of one layer. The voice: 896 wide, 1024 codes, 40 tokens a second are
-upstream's; its MLP and heads are those of the Qwen2 of that width, inside the vocoder are HiFi-GAN's usual sizes.
+The models are random and are written to --work if they are not there (2.5 GB): a Qwen2 of 0.5B, and the vision tower and
+the speech networks of VITA-1.5 beside a decoder of one layer. Of the speech decoder the width of 896, 1024 codes and 40
+tokens a second are upstream's; its MLP and heads are those of the Qwen2 of that width. The vocoder has HiFi-GAN's usual
+sizes.
 
-Test: ``pytest tests/test_bench.py``
+Test: ``pytest tests/tools/test_bench.py``
 """
 
 import argparse
@@ -26,51 +27,50 @@ import os
 import platform
 import re
 import statistics
-import sys
 import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import torch
 from safetensors.torch import save_file
 
 from tools import make_checkpoint
+from tools.bench import products
 from tools.bench.process import Side
 from vita_ref import VitaConfig
 from vita_ref.analysis import budget
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
 from vita_ref.files.folders import read_config
 from vita_ref.files.speech import read_codec_config
+from vita_ref.scale.products import processor_class
 from vita_ref.speech import Speech
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL, EYE = make_checkpoint.QWEN2_HALF_B, VitaConfig.preset("vita-1.5").vision
-PARTS = VitaConfig(DecoderConfig(640, 3584, 64, 1, 2, 2, 64), EYE, eos_token_ids=(5,), template="demo")
-VOICE = SpeechConfig(1024, 2, DecoderConfig(1028, 896, 4864, 4, 14, 14, 64, rope_theta=1e4, attention_bias=False))
-SOUND = CodecConfig(1024, (0,) * 8, (8, 5, 5, 3), (16, 11, 11, 5), 512, (3, 7, 11), ((1, 3, 5),) * 3)
+MODEL, VISION = make_checkpoint.QWEN2_HALF_B, VitaConfig.preset("vita-1.5").vision
+PARTS = VitaConfig(DecoderConfig(640, 3584, 64, 1, 2, 2, 64), VISION, eos_token_ids=(5,), template="demo")
+SPEECH = SpeechConfig(1024, 2, DecoderConfig(1028, 896, 4864, 4, 14, 14, 64, rope_theta=1e4, attention_bias=False))
+CODEC = CodecConfig(1024, (0,) * 8, (8, 5, 5, 3), (16, 11, 11, 5), 512, (3, 7, 11), ((1, 3, 5),) * 3)
 SIZES = {
     "prompt": 1091,  # tokens
     "new": 32,
     "lengths": (1024, 2048, 4096, 8192, 16384),  # of long prompts
-    "megabytes": 1024,  # summed up to know the bus
-    "square": 4096,  # multiplied to know the matrix units
+    "megabytes": 1024,  # summed, for the memory bus
+    "square": 4096,  # multiplied, for the arithmetic units
     "words": 12,  # spoken
-    "codes": 200,  # that they become, five seconds
+    "codes": 200,  # codec tokens of these words: five seconds
 }
 MISSING = "transformers is not installed"
 
 
 class Row(NamedTuple):
-    """A line of the table: medians, and the ratio of each turn, which the goal is about."""
+    """A line of the table: medians, and the ratio of each turn. The goal is about the median ratio."""
 
     what: str
     unit: str
     ours: float
-    other: float | str | None  # theirs, or the limit; or why there is none
+    other: float | str | None  # theirs, or the limit; or the reason why there is none
     ratios: tuple = ()
     goal: tuple | None = None  # (">=" or "<=", ratio)
 
@@ -83,7 +83,7 @@ class Row(NamedTuple):
 
 
 def compared(what, unit, ours, others, goal=None, less_is_better=False):
-    """The row of two lists, a figure for each turn; ``others`` is None where that side is missing."""
+    """The row of two lists with one figure for each turn; ``others`` is None if that side is missing."""
     if others is None:
         return Row(what, unit, statistics.median(ours), MISSING, (), goal)
     ratios = tuple(b / a if less_is_better else a / b for a, b in zip(ours, others, strict=True))
@@ -94,47 +94,47 @@ def compared(what, unit, ours, others, goal=None, less_is_better=False):
 
 
 def read_elements(decoder):
-    """Elements of all matrices that a token reads: those of the layers and the head, not the embedding table."""
+    """Elements of all matrices that one token reads: those of the layers and of the head, not the embedding table."""
     return budget.layer_elements(decoder) + decoder.vocab_size * decoder.hidden_size
 
 
 def least_bytes(decoder, length):
     """Bytes of the weights and of the cache of so many positions, in bfloat16."""
-    weights = budget.weights(VitaConfig(decoder), torch.bfloat16)["total"]["bytes"]
+    weights = budget.count_weights(VitaConfig(decoder), torch.bfloat16)["total"]["bytes"]
     return weights + 2 * budget.cache_elements(decoder, 1, length)
 
 
 def tile_flops(vision, width):
-    """Operations of one tile in the products of eye and projector."""
+    """Operations of one tile in the products of vision tower and projector."""
     return budget.vision_flops(vision, vision.grid**2) + budget.projector_flops(vision, width, vision.num_positions)
 
 
 # ---- what is measured
 
 
-def write_models(work, model=MODEL, parts=PARTS, voice=VOICE, sound=SOUND):
-    """Writes the folders that are not there yet; gives that of the language model and that of the other parts."""
+def write_models(work, model=MODEL, parts=PARTS, speech=SPEECH, codec=CODEC):
+    """Writes the folders that do not exist yet. Returns that of the language model and that of the other parts."""
     for name, preset, config in (("qwen2-0.5b", "qwen2-0.5b", model), ("parts", "demo", parts)):
         if not (work / name).is_dir():
             part = work / f"{name}.part"
             make_checkpoint.write(part, preset, "bfloat16", config=config)
             if config is parts:
-                write_voice(part / "speech", voice, sound)
+                write_speech(part / "speech", speech, codec)
             part.rename(work / name)
     return work / "qwen2-0.5b", work / "parts"
 
 
-def write_voice(folder, voice, sound):
-    """A speech folder of random weights whose decoder never ends by itself."""
+def write_speech(folder, speech, codec):
+    """A speech folder of random weights. Its decoder never emits the end token."""
     torch.manual_seed(0)
-    speech, c = Speech(voice, sound).requires_grad_(False), voice.decoder
-    speech.decoder.out_fnn.bias[voice.specials[2]] = -1e4
+    model, c = Speech(speech, codec).requires_grad_(False), speech.decoder
+    model.decoder.out_fnn.bias[speech.specials[2]] = -1e4
     sizes = {"attention_dim": c.hidden_size, "attention_heads": c.num_attention_heads}
     sizes |= {"linear_units": c.intermediate_size, "num_blocks": c.num_hidden_layers}
     sizes = {f"transformer_{k}": v for k, v in sizes.items()}
-    fixed = {"resblock": "1", "n_code_groups": 1, "residul_layer": 1, "global_code_num": len(sound.global_tokens)}
-    said, heard = [c.hidden_size, voice.num_codes, sizes], fixed | asdict(sound)
-    for name, module, config in (("decoder", speech.decoder, said), ("codec", speech.codec, heard)):
+    fixed = {"resblock": "1", "n_code_groups": 1, "residul_layer": 1, "global_code_num": len(codec.global_tokens)}
+    configs = [c.hidden_size, speech.num_codes, sizes], fixed | asdict(codec)
+    for name, module, config in zip(("decoder", "codec"), (model.decoder, model.codec), configs):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "model.json").write_text(json.dumps(config))
         save_file(module.state_dict(), folder / name / "final.safetensors")
@@ -144,23 +144,23 @@ def write_voice(folder, voice, sound):
 
 
 def figures(column, name, scale=1.0):
-    """One figure of every turn, None where the side is missing."""
+    """One figure of every turn, None if the side is missing."""
     return None if column[0] is None else [answer[name] * scale for answer in column]
 
 
 class Bench:
-    """The rows of the table, some from each method. ``start(who)`` gives a `Side`, or None where it is missing."""
+    """The rows of the table, some from each method. ``start(who)`` returns a `Side`, or None if it is missing."""
 
     def __init__(self, model, parts, start, pairs=5, sizes=SIZES):
         self.model, self.parts, self.start, self.pairs, self.sizes = str(model), str(parts), start, pairs, sizes
-        self.config, self.played = read_config(model).decoder, {}
+        self.config, self.results = read_config(model).decoder, {}
 
     def turns(self, *plays):
-        """Several (who, what it loads, task, arguments) by turns: the answers to each, Nones where it is missing.
+        """Runs several (who, what it loads, task, arguments) in turns. Returns the answers to each, None if it is missing.
 
-        A side loads once and stays until all turns are over. What was played before is remembered.
+        A side loads once and lives until the last turn. Results are kept, and equal turns are not repeated.
         """
-        if plays not in self.played:
+        if plays not in self.results:
             with contextlib.ExitStack() as stack:
                 sides = {}
                 for who, loads, *_ in plays:
@@ -170,30 +170,30 @@ class Bench:
                             side.ask("load", *loads)
                 rounds = []
                 for _ in range(1 + self.pairs):
-                    asked = [(sides.get(play[:2]), *play[2:]) for play in plays]
-                    rounds.append([side and side.ask(task, *given) for side, task, given in asked])
-            self.played[plays] = list(zip(*rounds[1:]))
-        return self.played[plays]
+                    tasks = [(sides.get(play[:2]), *play[2:]) for play in plays]
+                    rounds.append([side and side.ask(task, *arguments) for side, task, arguments in tasks])
+            self.results[plays] = list(zip(*rounds[1:]))
+        return self.results[plays]
 
-    def fresh(self, who, *asked):
-        """All figures of a new process that loads the model and answers some tasks; None where it is missing."""
-        begun = time.perf_counter()
+    def fresh(self, who, *tasks):
+        """All figures of a new process that loads the model and does some tasks; None if the side is missing."""
+        start = time.perf_counter()
         if not (side := self.start(who)):
             return None
         with side:
-            found = {}
-            for task, *given in (("load", self.model, "bfloat16"), *asked):
-                found |= side.ask(task, *given)
-            return found | {"whole_s": time.perf_counter() - begun}
+            answers = {}
+            for task, *arguments in (("load", self.model, "bfloat16"), *tasks):
+                answers |= side.ask(task, *arguments)
+            return answers | {"whole_s": time.perf_counter() - start}
 
-    def writes(self, who, *loads, batch=1):
-        """The play of reading prompts and writing tokens."""
+    def generates(self, who, *loads, batch=1):
+        """The task of reading prompts and generating tokens."""
         return who, (self.model, *loads), "tokens", (self.sizes["prompt"], batch, self.sizes["new"])
 
     def against(self, dtype):
-        """The turns of bus, ours and theirs."""
+        """The turns of the bus, ours and theirs."""
         bus = ("limits", None, "bus", (self.sizes["megabytes"],))
-        return self.turns(bus, self.writes("ours", dtype), self.writes("theirs", dtype))
+        return self.turns(bus, self.generates("ours", dtype), self.generates("theirs", dtype))
 
     def bus(self):
         speeds = figures(self.turns(("limits", None, "bus", (self.sizes["megabytes"],)))[0], "bytes_per_s", 1e-9)
@@ -217,18 +217,18 @@ class Bench:
         return [compared(f"prefill {self.sizes['prompt']}, bfloat16", "tokens/s", *rates, (">=", 1.3))]
 
     def batch(self):
-        four, theirs = (self.writes(who, "bfloat16", batch=4) for who in ("ours", "theirs"))
-        four, theirs, one = (figures(c, "decode") for c in self.turns(four, theirs, self.writes("ours", "bfloat16")))
+        four, theirs = (self.generates(who, "bfloat16", batch=4) for who in ("ours", "theirs"))
+        four, theirs, one = (figures(c, "decode") for c in self.turns(four, theirs, self.generates("ours", "bfloat16")))
         return [
             compared("decode, bfloat16, batch 4", "tokens/s", four, theirs, (">=", 1.5)),
             compared("decode, bfloat16, batch 4, over our batch 1", "tokens/s", four, one, (">=", 3)),
         ]
 
     def packed(self):
-        """The same with ``pack``, which is for several rows: one alone is slower with it."""
+        """The same with ``pack``, which is for several rows: one row alone is slower with it."""
         ours, length = ("ours", "bfloat16", "packed"), self.sizes["prompt"]
-        plays = self.writes(*ours), self.writes("theirs", "bfloat16"), self.writes(*ours, batch=4)
-        plays += self.writes("theirs", "bfloat16", batch=4), self.writes("ours", "bfloat16")
+        plays = self.generates(*ours), self.generates("theirs", "bfloat16"), self.generates(*ours, batch=4)
+        plays += self.generates("theirs", "bfloat16", batch=4), self.generates("ours", "bfloat16")
         packed, theirs, four, their_four, one = self.turns(*plays)
         rates, fours = [figures(c, "prefill") for c in (packed, theirs)], figures(four, "decode")
         return [
@@ -239,7 +239,7 @@ class Bench:
         ]
 
     def int8(self):
-        plays = self.writes("ours", "bfloat16", "int8"), self.writes("ours", "bfloat16")
+        plays = self.generates("ours", "bfloat16", "int8"), self.generates("ours", "bfloat16")
         rates = (figures(column, "decode") for column in self.turns(*plays))
         return [compared("decode, int8, over our bfloat16", "tokens/s", *rates, (">=", 1.3))]
 
@@ -264,19 +264,19 @@ class Bench:
             compared("all of it", "GB", figures([ours], "peak", 1e-9), figures([theirs], "peak", 1e-9)),
         ]
 
-    def peak(self, what, found, length, goal=None):
-        """The row of the most memory that a process had, beside its weights and cache."""
-        over = found["peak"] - found["imports"]
+    def peak(self, what, answers, length, goal=None):
+        """The row of the peak memory of a process, beside its weights and cache."""
+        over = answers["peak"] - answers["imports"]
         return compared(what, "GB", [over / 1e9], [least_bytes(self.config, length) / 1e9], goal)
 
     def long(self):
         rows, longest = [], max(self.sizes["lengths"])
-        mask = 1 + 4 * longest**2 / least_bytes(self.config, longest)  # what one float32 mask [S, S] would make of it
+        mask = 1 + 4 * longest**2 / least_bytes(self.config, longest)  # with one float32 mask [S, S]
         for n in self.sizes["lengths"]:
-            found = self.fresh("ours", ("tokens", n, 1, 1), ("memory",))
-            rows.append(Row(f"prompt of {n} tokens, bfloat16", "s", found["first_s"], None))
+            answers = self.fresh("ours", ("tokens", n, 1, 1), ("memory",))
+            rows.append(Row(f"prompt of {n} tokens, bfloat16", "s", answers["first_s"], None))
             goal = ("<=", mask) if n == longest else None
-            rows.append(self.peak("its peak memory, over the imports", found, n, goal))
+            rows.append(self.peak("its peak memory, over the imports", answers, n, goal))
         return rows
 
     def picture(self):
@@ -293,13 +293,13 @@ class Bench:
 
     def speech(self):
         codec = read_codec_config(Path(self.parts) / "speech/codec/model.json")
-        (found,) = self.turns(("ours", (self.parts, "bfloat16"), "speak", (self.sizes["words"], self.sizes["codes"])))
+        (answers,) = self.turns(("ours", (self.parts, "bfloat16"), "speak", (self.sizes["words"], self.sizes["codes"])))
         one, real = [1.0] * self.pairs, [codec.sampling_rate / codec.hop] * self.pairs  # a second; its tokens
-        sounding, streaming = ([a[name] / a["sound_s"] for a in found] for name in ("vocode_s", "stream_s"))
-        first, sound = (statistics.median(figures(found, name)) for name in ("first_s", "sound_s"))
+        vocoding, streaming = ([a[name] / a["sound_s"] for a in answers] for name in ("vocode_s", "stream_s"))
+        first, sound = (statistics.median(figures(answers, name)) for name in ("first_s", "sound_s"))
         return [
-            compared("speech, codec tokens", "tokens/s", figures(found, "tokens"), real, (">=", 1)),
-            compared("vocoder, a second of sound", "s", sounding, one, None, less_is_better=True),
+            compared("speech, codec tokens", "tokens/s", figures(answers, "tokens"), real, (">=", 1)),
+            compared("vocoder, a second of sound", "s", vocoding, one, None, less_is_better=True),
             compared("both as a stream, a second of sound", "s", streaming, one, (">=", 1), less_is_better=True),
             Row(f"time to first sound, of {sound:.1f} s", "s", first, None),
         ]
@@ -312,7 +312,7 @@ ROWS = ("bus", "decode", "float32", "prefill", "batch", "packed", "int8", "load"
 
 
 def cells(row):
-    """A row as it is printed."""
+    """The cells of a row as they are printed."""
     def figure(x):
         return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
@@ -326,45 +326,55 @@ def cells(row):
 
 
 def line(texts):
-    """A line of a Markdown table, wide enough for what usually stands there."""
+    """A line of a Markdown table."""
     return "| " + " | ".join(f"{text:{wide}}" for text, wide in zip(texts, (44, 14, 14, 19, 7, 4))) + " |"
 
 
 def machine(threads):
-    """What the figures belong to."""
+    """The machine and the libraries that the figures belong to."""
     info = Path("/proc/cpuinfo")
     name = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
-    theirs = version("transformers") if importlib.util.find_spec("transformers") else "not there"
-    found = {"cpu": name[1] if name else platform.processor(), "cores": os.cpu_count(), "threads": threads}
-    return found | {"python": platform.python_version(), "torch": torch.__version__, "transformers": theirs}
+    theirs = version("transformers") if importlib.util.find_spec("transformers") else "not installed"
+    about = {"cpu": name[1] if name else platform.processor(), "class": processor_class(), "cores": os.cpu_count()}
+    return about | {"threads": threads} | {"python": platform.python_version(), "torch": torch.__version__, "transformers": theirs}
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments():
+    """The options of the command line."""
+    p = argparse.ArgumentParser("python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--products", action="store_true", help="measure the ways to multiply few rows instead, for scale/products.py")
     p.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, metavar="NAME", help=f"of {', '.join(ROWS)}")
     p.add_argument("--pairs", type=int, default=5, help="turns that count")
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--work", type=Path, default=ROOT / "build/bench", help="where the random models lie")
-    p.add_argument("--new", type=int, default=SIZES["new"], help="tokens a turn; from 25 on the warm-up tries all ways")
+    p.add_argument("--work", type=Path, default=ROOT / "build/bench", help="where the random models are")
+    p.add_argument("--new", type=int, default=SIZES["new"], help="tokens generated in a turn")
     p.add_argument("--json", type=Path, help="also write the figures there")
     a = p.parse_args()
-    if a.pairs < 1 or a.new < 2:
-        p.error("--pairs must be at least 1 and --new at least 2")
-    there = importlib.util.find_spec("transformers") is not None
+    if a.pairs < 1 or a.new < 2 or a.threads < 1:
+        p.error("--pairs and --threads must be at least 1 and --new at least 2")
+    return a
+
+
+def main():
+    a = arguments()
+    if a.products:
+        products.report(a.threads, a.pairs)
+        return
+    installed = importlib.util.find_spec("transformers") is not None
 
     def start(who):
-        return Side(who, a.threads) if there or who != "theirs" else None
+        return Side(who, a.threads) if installed or who != "theirs" else None
 
     bench = Bench(*write_models(a.work), start, a.pairs, SIZES | {"new": a.new})
-    about, found = machine(a.threads), []
+    about, rows = machine(a.threads), []
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(line(("what", "ours", "theirs or limit", "ratio", "goal", "met")), line(["---"] * 6), sep="\n", flush=True)
     for name in a.only:
         for row in getattr(bench, name)():
-            found.append(row._asdict() | {"met": row.met})
+            rows.append(row._asdict() | {"met": row.met})
             print(line(cells(row)), flush=True)
     if a.json:
-        a.json.write_text(json.dumps({"machine": about, "rows": found}, indent=1) + "\n")
+        a.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

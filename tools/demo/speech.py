@@ -3,19 +3,21 @@
     question(rng)        a sentence that somebody may ask, never one that names a kept-out pair
     Manner               how it is said: voice, words a minute, pitch; of three groups (``manner``)
     speak(text, manner)  -> samples, their rate, and where in the text and in time each word begins
-    filter_bank(speech)  -> [T, M], what the ear sees
-    lesson(...)          the same with noise and pauses, and the token that is said at each of the ear's positions
+    filter_bank(speech)  -> [T, M], the input of the audio encoder
+    lesson(...)          the same with noise and pauses, and the token that is said at each position of the prompt
+    noise_lesson(...)    a sound in which nothing is said
 
 Kept out of training, to measure with: one accent, three variants of every voice, a band of speeds, a band of
 pitches, and one in twelve of the sentences that name a thing (``is_kept_out``).
 
 A positions of the prompt, M mel bins, T frames, W samples.
-A sound file: ``python tools/demo_speech.py "What color is the star?" q.wav``.
-Test: ``pytest tests/test_demo_speech.py``; needs the library espeak-ng (Debian's libespeak-ng1).
+A sound file: ``python tools/demo/speech.py "What color is the star?" q.wav``.
+Test: ``pytest tests/tools/test_demo_speech.py``; needs the library espeak-ng (Debian's libespeak-ng1).
 """
 
 import ctypes
 import functools
+import math
 import random
 import sys
 import zlib
@@ -27,7 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from tools.demo import world
+from tools.demo import wordings
+from tools.demo.films import CLIP_KINDS, ask_clip
+from tools.demo.questions import ask
+from tools.demo.scene import COLOURS, sample_clip, sample_scene
+from tools.demo.topics import other_question
 from vita_ref.audio import audio_token_count
 from vita_ref.fbank import log_mel
 
@@ -40,8 +46,9 @@ PITCHES, STRANGE_PITCHES = (15, 85), (60, 66)  # of 0 to 99; a variant moves it
 SILENCE = -1  # the label of a position at which nothing is said
 GROUPS = ("known voices", "strange variants", "strange accent")
 KINDS = {
-    "describe": 1, "where": 4, "left_right": 6, "above_below": 6, "count_shape": 3, "count_color": 3, "count": 0.5,
-    "exists": 4, "size": 3, "color": 2, "shape": 2, "moving": 0.5, "which_way": 3, "chat": 2,
+    "describe": 1.5, "where": 4, "left_right": 5, "above_below": 5, "beside": 5, "bigger": 5, "count_shape": 3,
+    "count_color": 3, "count": 1.5, "exists": 4, "size": 4, "color": 3, "shape": 3, "moving": 1, "which_way": 3,
+    "describe_video": 1, "chat": 2, "other": 6,
 }  # fmt: skip
 
 
@@ -83,22 +90,29 @@ def _outside(span, hole, rng):
 
 def is_kept_out(text):
     """Whether a sentence is one of those that no voice says in training."""
-    return sum(c in text for c in world.COLOURS) > 0 and zlib.crc32(text.encode()) % 12 == 0
+    return any(c in text for c in COLOURS) and zlib.crc32(text.encode()) % 12 == 0
 
 
 def question(rng, kept_out=False):
     """Something to say, in the mixture of KINDS."""
     while True:
         kind = rng.choices(list(KINDS), KINDS.values())[0]
-        if kind == "chat":
-            text = rng.choice(world.CHAT)[0]
-        else:
-            of_clip = kind in ("moving", "which_way")
-            asked = world.questions(world.sample_scene(rng), rng)
-            asked |= world.clip_questions(world.sample_clip(rng)[0]) if of_clip else {}
-            text = rng.choice(asked[kind])[0] if asked[kind] else ""
+        text = _sentence(kind, rng)
         if text and is_kept_out(text) == kept_out:
             return text
+
+
+def _sentence(kind, rng):
+    """A question of a kind, or None."""
+    if kind == "chat":
+        return rng.choice(wordings.CHAT)[0]
+    if kind == "other":
+        return other_question(rng)
+    if kind in CLIP_KINDS:
+        turn = ask_clip(sample_clip(rng)[0], kind, rng)
+    else:
+        turn = ask(sample_scene(rng), kind, rng)
+    return turn and turn.text
 
 
 class _Id(ctypes.Union):
@@ -158,14 +172,14 @@ def speak(text, manner):
 
 
 def filter_bank(speech):
-    """[T, M] float32: at 16 kHz, as the ear is given it."""
+    """[T, M] float32: at 16 kHz, as the audio encoder is given it."""
     with torch.autocast("cpu", enabled=False):  # energies need their float32
         return log_mel(torch.from_numpy(speech.samples)[None], speech.rate)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the ear is to learn from: a filter bank [T, M] and the token of each position [A] long, or SILENCE."""
+    """What the audio encoder learns from: a filter bank [T, M] and the token of each position [A] long, or SILENCE."""
 
     bank: torch.Tensor
     labels: torch.Tensor
@@ -183,10 +197,33 @@ def lesson(text, manner, sp, rng):
         samples = samples + np.float32(10 ** rng.uniform(-4, -1.9)) * noise
     bank = filter_bank(replace(said, samples=samples.clip(-1, 1)))
     labels = torch.full((audio_token_count(len(bank)),), SILENCE)
-    times = torch.arange(len(labels)) * 0.08 + 0.1 - before / said.rate  # about the middle of what a position hears
+    times = torch.arange(len(labels)) * 0.08 + 0.1 - before / said.rate  # about the middle of what a position covers
     for token, start, stop in word_spans(text, said.words, heard / said.rate, sp):
         labels[(times >= start) & (times < stop)] = token
     return Lesson(bank, labels)
+
+
+def noise_lesson(rng, rate=16000):
+    """Half a second to four of hiss, hum, clicks, tones or next to nothing, with nothing to be said about it."""
+    count, chance = round(rng.uniform(0.5, 4) * rate), np.random.default_rng(rng.getrandbits(32))
+    kind, t = rng.choice(("hiss", "rumble", "hum", "clicks", "tones", "quiet")), np.arange(count) / rate
+    samples = chance.standard_normal(count)
+    if kind == "rumble":
+        samples = np.cumsum(samples - samples.mean())
+        samples /= np.abs(samples).max() + 1e-9
+    elif kind == "hum":
+        pitch = rng.uniform(50, 400)
+        samples = sum(np.sin(math.tau * pitch * k * t) / k for k in range(1, rng.randint(2, 9))) + 0.05 * samples
+    elif kind == "clicks":
+        samples = samples * (chance.random(count) < rng.uniform(1, 30) / rate)
+        samples = np.convolve(samples, np.exp(-np.arange(400) / rng.uniform(10, 150)))[:count]
+    elif kind == "tones":
+        steps = np.repeat(chance.uniform(100, 2000, count // 2000 + 1), 2000)[:count]
+        samples = np.sin(math.tau * np.cumsum(steps) / rate)
+    loud = 10 ** (rng.uniform(-3.5, -2.5) if kind == "quiet" else rng.uniform(-2, -0.3))
+    samples = (samples * (loud / (np.abs(samples).max() + 1e-9))).clip(-1, 1).astype(np.float32)
+    bank = filter_bank(Speech(samples, rate, ()))
+    return Lesson(bank, torch.full((audio_token_count(len(bank)),), SILENCE))
 
 
 def word_spans(text, starts, end, sp):

@@ -1,241 +1,281 @@
-"""Trains the demo's eye and decoder: python tools/train_demo.py eye --work build/demo, and decoder
+"""Trains the demo from nothing to weights: python tools/demo/train.py --work build/demo
 
-Apart, so that the two may run side by side: the eye learns to write what stands where as fixed random codes,
-the decoder to answer from such codes, some of them of colours and shapes that are made up, so that it looks at both
-and knows no pair by heart; ``train_ear.py`` then gives the model its ear and fits the parts together.
-Several questions about one picture stand in one row, each seeing the picture and itself alone; the loss is
-on answers. Every picture is drawn anew. A line every 20 steps, a save every 100; begun again where it stopped.
+    vision    the tower learns to write what stands where as fixed codes, with made-up colours and shapes among them
+    decoder   learns to answer from such codes, with made-up names among them, so that it knows no pair by heart
+    audio     the encoder learns to write the decoder's own embedding of the word that is being said
+    finish    decoder and audio encoder are fitted to what the finished tower writes; it stays as it is, for learning
+              from answers it grew worse at pairs of colour and shape that it had not met
+
+One stage follows the other; each saves every few minutes and goes on where it stopped (SIGTERM saves and ends, and
+``kill -STOP`` and ``-CONT`` pause). The same seed gives the same weights on the same machine and thread count. Processes that share a folder divide
+the stages: ``--only decoder`` may run beside ``--only vision``. Every picture, question and utterance is new.
 """
 
 import argparse
 import random
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from tools.demo import world
-from tools.demo.model import (
-    ASSISTANT,
-    END,
-    USER,
-    Model,
-    Stage,
-    as_pixels,
+from tools.demo import batches, speech
+from tools.demo.codes import (
+    HEADS,
     code_loss,
+    patch_labels,
+    patch_loss,
+    read_flags,
+    scene_codes,
+)
+from tools.demo.draw import picture
+from tools.demo.model import (
+    PARTS,
+    Model,
+    as_pixels,
     compile_layers,
     demo_config,
     make_tokenizer,
-    odd_scenes,
-    patch_labels,
-    patch_loss,
-    scene_codes,
+    transcripts_right,
+    word_loss,
 )
+from tools.demo.rows import (
+    AUDIO,
+    IMAGE,
+    KINDS,
+    Packer,
+    answer_losses,
+    collate,
+    exact_answers,
+)
+from tools.demo.scene import OUTSIDE, sample_many, sample_scene
+from tools.demo.stage import Batches, Stage, Stopped, locked, share
 
-IMAGE, UNKNOWN, ROW = -200, 1, 90  # the placeholder; a piece of its own; columns of a packed row
-KINDS = {  # how often a question of each kind is put to a picture, relative to the others
-    "describe": 3, "where": 3, "left_right": 3, "above_below": 3, "count_shape": 2.5, "count_color": 2.5,
-    "count": 1, "exists": 2, "size": 1.5, "color": 1, "shape": 1,
+STAGES = {  # steps, rate, batch
+    "full": {"vision": (15000, 1e-3, 32), "decoder": (18000, 1e-3, 24), "audio": (3000, 1e-3, 32), "finish": (4500, 4e-4, 24)},
+    "smallest": {"vision": (6, 1e-3, 8), "decoder": (10, 1e-3, 8), "audio": (4, 1e-3, 4), "finish": (8, 4e-4, 8)},
 }  # fmt: skip
-# The decoder begins with plain scenes and mostly with questions that one look answers: told everything at once, it
-# described and counted after 7,500 steps, and had not learned to find the thing that a question is about. So begun,
-# it finds it after 2,000.
-BEGINNING = 1 / 4  # of its steps
-BEGINNERS = KINDS | {
-    "describe": 1, "left_right": 2, "above_below": 2, "count_shape": 1, "count_color": 1,
-    "exists": 4, "size": 3, "color": 5, "shape": 5,
-}  # fmt: skip
+ALOUD, GROUP = 1, 12  # the segment of a row that is spoken; sounds that are encoded together
 
 
-class Packer:
-    """Questions and answers as rows of ids, labels, positions and segment numbers."""
+class Trainer:
+    """A folder, the sizes in it, and the four stages."""
 
-    def __init__(self, sp, seed):
-        self.sp, self.rng, self.known = sp, random.Random(seed), {}
-        self.user, self.assistant, self.end = (sp.piece_to_id(s) for s in (USER, ASSISTANT, END))
-        # pieces of single bytes, which the world's language has no use for: two forms of each made-up colour, then shape
-        self.made_up = [sp.piece_to_id(f"<0x{128 + i:02X}>") for i in range(4 * world.MADE_UP)]
+    def __init__(self, work, size, seed, device, workers=0, compiled=False):
+        self.work, self.size, self.seed, self.workers = work, size, seed, workers
+        self.device, self.compiled = torch.device(device), compiled
+        self.sp = make_tokenizer(work)
+        self.config = demo_config(self.sp, size)
 
-    def ids(self, text):
-        if text not in self.known:
-            self.known[text] = self.sp.encode(text)
-        return self.known[text]
+    def start(self, name, parts):
+        """The stage, its model begun from the seed or from its last save."""
+        torch.manual_seed(self.seed)
+        model = Model(self.config).to(self.device)
+        steps, rate, batch = STAGES[self.size][name]
+        stage = Stage(name, self.work, model, parts, steps, rate, self.seed)
+        return stage, model, steps, batch
 
-    def pairs(self, scene, mixture=KINDS):
-        """Questions about a scene by their ``mixture``, then chat; without end."""
-        if scene is None:
-            while True:
-                if self.rng.random() < 0.5:
-                    yield self.rng.choice(world.CHAT)
-                else:
-                    other = [kind for kind in world.questions(world.sample_scene(self.rng), self.rng).values() if kind]
-                    yield self.rng.choice(self.rng.choice(other))[0], world.NO_PICTURE
-        odd = scene.things[0].tint or scene.things[0].shape == "blob"
-        found = {k: v for k, v in (world.odd_questions if odd else world.questions)(scene, self.rng).items() if v}
-        kinds, weights = list(found), [mixture[k] for k in found]
-        while True:
-            if self.rng.random() < 0.01:
-                yield self.rng.choice(world.CHAT)
-            question, answers = self.rng.choice(found[self.rng.choices(kinds, weights)[0]])
-            yield question, answers[0]
+    def go(self, stage, model, make, losses, check):
+        if self.compiled:
+            compile_layers(model)
+        made = Batches(make, stage.name, self.seed, stage.steps)
+        stage.run(made.since(stage.first, self.workers), losses, check)
 
-    def clip_pairs(self, frames):
-        """Up to four questions about a clip."""
-        found = [pair for items in world.clip_questions(frames).values() for pair in items]
-        for question, answers in self.rng.choices(found, k=4) if found else ():
-            yield question, answers[0]
+    def run(self, name):
+        """One stage, from where it stands to its end."""
+        with locked(self.work / f"{name}.lock"):
+            getattr(self, name)()
 
-    def clips(self, count):
-        return [world.sample_clip(self.rng)[0] for _ in range(count)]
+    # ---- the stages
 
-    def plain(self, count, places):
-        """Codes of scenes, and rows about them for beginners."""
-        seen = [world.sample_scene(self.rng) for _ in range(count)]
-        return off(scene_codes(seen)), [self.row(places, self.pairs(s, BEGINNERS)) for s in seen] + [self.row(0, self.pairs(None))]
+    def vision(self):
+        stage, model, _, size = self.start("vision", PARTS["vision"])
+        stage.resume()
 
-    def coded(self, count, places, of_clips):
-        """Codes of scenes or of ``count // 2`` clips, many of what is made up, and rows about them."""
-        rng = self.rng
-        if of_clips:
-            films = self.clips(count // 4)
-            films += [world.renamed(world.sample_clip(rng, rng.random() < 0.3)[0], rng) for _ in range(count // 4)]
-            rows = [self.row(places * len(frames), self.clip_pairs(frames), frames[0].names) for frames in films]
-            seen = [frame for frames in films for frame in frames]
-        else:
-            seen = [world.sample_scene(rng) for _ in range(count // 2)]
-            made_up = [world.sample_scene(rng, rng.random() < 0.3) for _ in range(count // 4)]
-            seen += [frame for scene in made_up for frame in world.renamed([scene], rng)]
-            seen += [scene for part in odd_scenes(count // 8, rng) for scene in part]
-            rows = [self.row(places, self.pairs(scene), scene.names) for scene in seen] + [self.row(0, self.pairs(None))]
-        return off(scene_codes(seen, mixed=True)), rows
+        def losses(batch):
+            patches, features = model.see(batch.pixels.to(self.device))
+            found = {"patches": (patch_loss(model.patches(patches), batch.labels.to(self.device)), 1.0)}
+            codes, occupied = batch.codes.to(self.device), batch.occupied.to(self.device)
+            parts = [part.split(batch.counts) for part in (features, codes, occupied)]
+            for name, weight, nameless, one in zip(("codes", "tinted", "blobs"), (0.5, 0.25, 0.25), (None, "colour", "shape"), zip(*parts)):
+                found[name] = (code_loss(*one, nameless), weight)
+            return found
 
-    def stand_ins(self, names):
-        """The pieces of words that stand for something made up -> the pieces that are written instead."""
-        found = {}
-        for word, number in names:
-            shape = word in world.SHAPES
-            forms = (f"\u2581{word}", f"\u2581{world.plural(word)}" if shape else word.capitalize())
-            for i, form in enumerate(forms):
-                found[self.sp.piece_to_id(form)] = self.made_up[2 * (number + shape * world.MADE_UP) + i]
-        return found
+        self.go(stage, model, lambda rng, step: batches.vision_batch(rng, size, self.config), losses, partial(self.check_vision, model))
 
-    def forget(self, decoder):
-        """Gives those pieces the rows of one that never stood for anything, so that none is ever answered."""
-        for table in (decoder.embed_tokens.weight, decoder.lm_head.weight):
-            table.data[self.made_up] = table.data[self.sp.piece_to_id("<0xFF>")].clone()
+    def decoder(self):
+        stage, model, steps, size = self.start("decoder", PARTS["decoder"])
+        stage.resume()
+        places = self.config.vision.num_positions
 
-    def row(self, images, pairs, names=()):
-        """One row: the pictures' places, then as many pairs as fit, with the stand-ins of a scene's ``names``."""
-        swap = self.stand_ins(names)
-        ids = [self.user] + [IMAGE] * images
-        labels, segments, positions = [-100] * len(ids), [0] * len(ids), list(range(len(ids)))
-        for segment, (question, answer) in enumerate(pairs, 1):
-            question = question if names else world.vary(question, self.rng)
-            asked, answered = ([swap.get(i, i) for i in self.ids(text)] for text in (question, answer))
-            asked, answered = [*asked, self.assistant], [*answered, self.end]
-            n = len(asked) + len(answered)
-            if len(ids) + n > ROW + images:
-                break
-            positions += range(images + 1, images + 1 + n)
-            ids, labels, segments = ids + asked + answered, labels + [-100] * len(asked) + answered, segments + [segment] * n
-        return ids, labels, positions, segments
+        def losses(batch):
+            shown = batch.shown.to(self.device)
+            each, _ = answer_losses(model.decoder, {IMAGE: shown}, *(part.to(self.device) for part in collate(batch.rows)))
+            return {batch.kind: (each.mean(), 1.0)}
 
-    def batch(self, rows):
-        """Rows of any length -> ids, labels, positions [B, S] and which keys each query sees [B, S, S]."""
-        longest = max(len(r[0]) for r in rows)
-        fill = zip(*[[list(part) + [pad] * (longest - len(part)) for part, pad in zip(r, (0, -100, 0, -1))] for r in rows])
-        ids, labels, positions, segments = (torch.tensor(part) for part in fill)
-        same = (segments[:, :, None] == segments[:, None]) | (segments[:, None] == 0)
-        return ids, labels, positions, same & torch.ones(longest, longest, dtype=torch.bool).tril()
+        def make(rng, step):
+            return batches.decoder_batch(rng, step, size, steps, self.sp, places)
+
+        self.go(stage, model, make, losses, partial(self.check_answers, model, False))
+
+    def audio(self):
+        stage, model, _, size = self.start("audio", PARTS["audio"])
+        model.take(self.work / "decoder.pt", "decoder")
+        normal = model.audio.encoder["global_cmvn"]
+        every = torch.cat([lesson.bank for lesson in batches.some_lessons(self.sp, random.Random(self.seed), 10 * size)])
+        normal.mean, normal.istd = (t.to(self.device) for t in (every.mean(0), 1 / every.std(0)))
+        stage.resume()
+
+        def losses(made):
+            rng, lessons = made
+            return {"words": (word_loss(model.listen([s.bank for s in lessons], rng)[2], [s.labels for s in lessons]), 1.0)}
+
+        def make(rng, step):
+            lessons = batches.audio_batch(rng, size, self.sp)
+            return rng, lessons
+
+        self.go(stage, model, make, losses, partial(self.check_audio, model))
+
+    def finish(self):
+        stage, model, _, size = self.start("finish", (*PARTS["audio"], *PARTS["decoder"]))
+        for part in PARTS:
+            model.take(self.work / f"{part}.pt", part)
+        stage.resume()
+
+        def losses(made):
+            rng, batch = made
+            features = {IMAGE: batch.shown.to(self.device)}
+            if batch.shown.dim() == 4:
+                with torch.no_grad():
+                    features[IMAGE] = model.see(features[IMAGE])[1]
+            found = {}
+            if batch.lessons:
+                features[AUDIO], found["words"] = self.listen_all(model, batch.lessons, rng)
+            each, counted = answer_losses(model.decoder, features, *(part.to(self.device) for part in collate(batch.rows)))
+            segments = pad_sequence([torch.tensor(row.segments) for row in batch.rows], batch_first=True)[:, 1:]
+            aloud = (segments == ALOUD).to(self.device)[counted]
+            found |= {f"{batch.kind} written": (each[~aloud].mean(), 2.0)}
+            if batch.lessons:
+                found[f"{batch.kind} spoken"] = (each[aloud].mean(), 1.0)
+            return found
+
+        def make(rng, step):
+            batch = batches.finish_batch(rng, step, size, self.sp, self.config)
+            return rng, batch
+
+        def check():
+            return f"{self.check_answers(model, True)} | {self.check_audio(model)}"
+
+        self.go(stage, model, make, losses, check)
+
+    @staticmethod
+    def listen_all(model, lessons, rng):
+        """The rows of all sounds in their order [A, D], and the loss of their words; sounds of like length together."""
+        order, heard, losses = sorted(range(len(lessons)), key=lambda i: len(lessons[i].bank)), {}, []
+        for start in range(0, len(order), GROUP):
+            group = order[start : start + GROUP]
+            embeds, counts, scores = model.listen([lessons[i].bank for i in group], rng)
+            heard |= {i: own[:n] for i, own, n in zip(group, embeds, counts)}
+            losses.append(word_loss(scores, [lessons[i].labels for i in group]))
+        return torch.cat([heard[i] for i in range(len(lessons))]), (sum(losses) / len(losses), 0.3)
+
+    def write(self, folder):
+        """The finished weights as `Vita.from_pretrained` reads them."""
+        model = Model(self.config)
+        model.load_state_dict(torch.load(self.work / "finish.pt", map_location="cpu", weights_only=True)["model"])
+        Packer(self.sp).forget(model.decoder)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(folder, self.config)
+        shutil.copy(self.work / "tokenizer.model", folder)
+
+    # ---- quick accuracies for the log, on scenes of a seed of their own
+
+    def scenes(self, count=96):
+        """Ordinary scenes, scenes with kept-out pairs, crowded ones and outside pictures, the same every time."""
+        rng, count = random.Random("check"), count if self.size == "full" else 4
+        made = {"ordinary": [sample_scene(rng) for _ in range(count)], "kept out": [sample_scene(rng, True) for _ in range(count)]}
+        return made | {"many": [sample_many(rng) for _ in range(count // 2)], "outside": [OUTSIDE] * (count // 2)}
+
+    @torch.no_grad()
+    def see(self, model, scenes):
+        pixels = as_pixels([picture(scene, random.Random(i)) for i, scene in enumerate(scenes)], self.config)
+        return model.see(pixels.to(self.device))
+
+    @torch.no_grad()
+    def check_vision(self, model):
+        """How often colour, shape and size at an object's middle are right, and what is outside is flagged."""
+        marks = []
+        for group, scenes in self.scenes().items():
+            patches, features = self.see(model, scenes)
+            flags = read_flags(features).cpu() > 0.5
+            wanted = torch.tensor([[s.outside == "none", s.outside == "many"] for s in scenes])
+            marks += [(f"{group}: flags", bool(ok)) for ok in (flags == wanted).all(1)]
+            if group in ("ordinary", "kept out"):
+                best = torch.stack([part.argmax(-1) for part in model.patches(patches).float().split(HEADS, -1)], -1).cpu()
+                labels = patch_labels(scenes)
+                for i, scene in enumerate(scenes):
+                    cells = [int(t.y * 8) * 8 + int(t.x * 8) for t in scene.things]
+                    right = (best[i, cells] == labels[i, cells]).all(0)
+                    marks += [(f"{group}: {name}", bool(ok)) for name, ok in zip(("color", "shape", "size"), right)]
+        return share(marks)
+
+    @torch.no_grad()
+    def check_answers(self, model, from_pixels):
+        """How many written answers are right to the last token, by kind; of kept-out pairs all kinds together."""
+        marks, places = [], self.config.vision.num_positions
+        for group, scenes in self.scenes().items():
+            packer = Packer(self.sp, random.Random(group))
+            features = self.see(model, scenes)[1] if from_pixels else scene_codes(scenes)[0].to(self.device)
+            rows = [packer.row(places, packer.turns(scene, KINDS)) for scene in scenes]
+            found = exact_answers(model.decoder, {IMAGE: features}, rows, self.device)
+            if group == "ordinary":
+                marks += found
+            marks += [(f"[{group}]", right) for _, right in found]
+        return share(marks)
+
+    @torch.no_grad()
+    def check_audio(self, model):
+        """How many transcripts are right, by group of voices."""
+        marks = []
+        for group in speech.GROUPS:
+            lessons = batches.some_lessons(self.sp, random.Random(group), 48 if self.size == "full" else 4, group)
+            right = transcripts_right(model.listen([s.bank for s in lessons])[2], [s.labels for s in lessons])
+            marks += [(group, ok) for ok in right]
+        return share(marks)
 
 
-def off(codes):
-    """Codes about as far off as the eye will be."""
-    return codes + 0.02 * torch.randn_like(codes)
-
-
-def answer_losses(model, features, ids, labels, positions, visible):
-    """The cross-entropy of every answer token, and where in ``labels[:, 1:]`` they stand: [T], [B, S - 1].
-
-    ``features`` has the rows [n, D] that stand in the place of each placeholder. Answers are read with every
-    sixth token unknown, so that a word is told by the picture, not by the word before.
-    """
-    ids = ids.masked_fill((labels >= 0) & (torch.rand(ids.shape) < 1 / 6), UNKNOWN)
-    x = model.decoder.embed_tokens(ids.clamp(min=0))
-    for placeholder, rows in features.items():
-        x = x.masked_scatter((ids == placeholder)[..., None], rows.to(x.dtype))
-    # asking for the maps takes the plain attention, whose backward is a third faster here
-    out = model.decoder(x, attention_mask=visible, position_ids=positions, output_attentions=True)
-    counted = labels[:, 1:] >= 0
-    logits = model.decoder.lm_head(out.last_hidden_state[:, :-1][counted]).float()  # of those columns alone
-    return F.cross_entropy(logits, labels[:, 1:][counted], reduction="none"), counted
-
-
-def nearest(rng):
-    """That of three scenes whose things stand nearest to each other."""
-    return min((world.sample_scene(rng) for _ in range(3)), key=lambda scene: world.gap(scene.things))
-
-
-def arguments(description, stages):
-    """``stages``: name -> steps and rate of a run that is not told otherwise."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=list(stages))
-    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="training state")
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="states of the run; it goes on from them")
+    parser.add_argument("--out", type=Path, help="where the weights are written (default: WORK/out)")
     parser.add_argument("--seed", type=int, default=0)
-    for i, (flag, kind) in enumerate((("--steps", int), ("--rate", float))):
-        each = ", ".join(f"{name} {stages[name][i]}" for name in stages)
-        parser.add_argument(flag, type=kind, help=f"default: {each}")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--smallest", action="store_true", help="one layer a part and few steps: a test that takes a minute")
+    parser.add_argument("--only", choices=list(STAGES["full"]), help="one stage; another process may train another one")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 and so on")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="a quarter quicker; needs a C++ compiler")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches (default: none)")
+    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     return parser
 
 
-def begun(parser, stages):
-    """The arguments, with what the stage has by default; the seed is sown and torch set up."""
-    a = parser.parse_args()
-    a.steps, a.rate = a.steps or stages[a.stage][0], a.rate or stages[a.stage][1]
-    torch.manual_seed(a.seed)
-    torch.set_num_threads(a.threads)
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the plain attention's products, on the CPU too
-    return a
-
-
 def main():
-    stages = {"eye": (17000, 1e-3), "decoder": (18500, 1e-3)}
-    a = begun(arguments(__doc__, stages), stages)
-    sp = make_tokenizer(a.work)
-    config = demo_config(sp)
-    model, places = Model(config), config.vision.num_positions
-    learning = [model.decoder] if a.stage == "decoder" else [model.vision, model.projector, model.patches]
-    learning = [p for part in learning for p in part.parameters()]
-    stage = Stage(a.stage, a.work, learning, a.steps, a.rate).resume(model)
-    if a.compile:
-        compile_layers(model)
-    packer = Packer(sp, a.seed + stage.first)
-    rng, odd = packer.rng, a.batch // 4
-
-    def eye(step):
-        seen = [world.sample_scene(rng) for _ in range(odd)]
-        seen += [nearest(rng) for _ in range(a.batch - 3 * odd)]
-        tinted, blobs = odd_scenes(odd, rng)
-        shown = [*seen, *tinted, *blobs]
-        patches, features = model.see(as_pixels([world.picture(scene, rng) for scene in shown], config))
-        parts = zip(features.split([len(seen), odd, odd]), (seen, tinted, blobs), (None, "colour", "shape"))
-        codes = [code_loss(written, scene_codes(scenes), kind) for written, scenes, kind in parts]
-        about = patch_loss(model.patches(patches).float(), patch_labels(shown))
-        return {"patches": (about, 1.0), "codes": (codes[0], 0.5), "tinted": (codes[1], 0.25), "blobs": (codes[2], 0.25)}
-
-    def decoder(step):
-        begins = step < BEGINNING * stage.steps
-        codes, rows = packer.plain(a.batch, places) if begins else packer.coded(a.batch, places, step % 2)
-        losses, _ = answer_losses(model, {IMAGE: codes}, *packer.batch(rows))
-        return {"plain" if begins else "clips" if step % 2 else "answers": (losses.mean(), 1.0)}
-
-    stage.run(model, {"eye": eye, "decoder": decoder}[a.stage])
+    a = arguments().parse_args()
+    torch.set_num_threads(a.threads)
+    size = "smallest" if a.smallest else "full"
+    trainer = Trainer(a.work, size, a.seed, a.device, a.workers, a.compile)
+    try:
+        for name in [a.only] if a.only else STAGES[size]:
+            trainer.run(name)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        return
+    if not a.only or a.only == "finish":
+        trainer.write(a.out or a.work / "out")
+        print(f"the weights are in {a.out or a.work / 'out'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from vita_ref import Vita, VitaConfig, splice
+from vita_ref.cli.speak import speech_file
 from vita_ref.decoder import apply_rope, eager_attention, fused_attention, rope_angles
 from vita_ref.fbank import load_sound
-from vita_ref.generate import speaking
 from vita_ref.masks import SEE_ALL
 from vita_ref.speech import Speech
 from vita_ref.voice.text import prepare_text
@@ -239,7 +239,7 @@ class Run:
         short = SimpleNamespace(speech=self.speaker.speech, speak_stream=stream)
         with TemporaryDirectory() as folder:
             path = Path(folder) / name if name else None
-            with speaking(short, SimpleNamespace(speak=path, speed=1.0)) as say:
+            with speech_file(short, path, 1.0) as say:
                 if say:
                     say(SENTENCE)
             if not any(Path(folder).iterdir()):

@@ -1,13 +1,13 @@
-"""What requests will need, counted before any weight is read: ``python -m vita_ref.generate --dry-run``.
+"""What requests need, counted before any weight is read: ``python -m vita_ref.generate --dry-run``.
 
     config, prepared requests -> positions, parameters, bytes, operations -> a table, or JSON
 
-Positions are those of the splice itself, run over features of width 0; parameters and bytes are those of the
-modules themselves, built on the meta device. Operations are formulas, in which a multiply and an add are two:
-products of matrices, convolutions, and attention of every query to every key, those behind the mask too.
-Norms, activations, softmax and rotations are left out. The peak is an estimate, of loading or of the widest layer.
+Positions are counted as the splice counts them. Parameters and bytes are those of the modules themselves, built on the
+meta device. Operations are formulas in which a multiply and an add are two operations: matrix products, convolutions,
+and attention of every query to every key, masked keys included. Norms, activations, softmax and rotations are not
+counted. The peak is an estimate: of loading, or of the widest layer, whichever is larger.
 
-Test: ``pytest tests/test_budget.py``
+Test: ``pytest tests/analysis/test_budget.py``
 """
 
 import functools
@@ -19,91 +19,92 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ..audio import (
-    BLOCK,
-    encoder_position_count,
-    visible_spans,
-)
+from ..audio import BLOCK, encoder_position_count, visible_spans
 from ..files import checkpoint
 from ..files.folders import read_config
 from ..files.speech import read_codec_config, read_speech_config
 from ..files.tokenizer import load_tokenizer
-from ..model import PART_PREFIXES, TABLE, Vita, resized, speech_folder
-from ..request import features, patches, positions
-from ..scale import int8 as quant
+from ..loading import PREFIXES, find_speech, unread_prefixes, with_stored_vocabulary
+from ..model import Vita
+from ..request import count_positions, image_positions, num_patches
+from ..scale import int8
 from ..speech import Speech
+
+STAGES = ("vision", "projector", "audio", "prefill", "decode", "total")
 
 # ---- weights
 
 
-def outline(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
-    """`Vita.from_pretrained` without its numbers: (Vita on the meta device, what lies on disk).
+def meta_model(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
+    """`Vita.from_pretrained` without reading weights: (the model on the meta device, a dict that describes the files).
 
-    Weights that cannot be read are told in the second; those that can must fit the config, by their headers.
+    Weight files may be absent; the dict then gives the reason. The headers of those that are there must fit the config.
+    Raises: ValueError for a folder whose config cannot be read, or whose tensors do not fit it.
     """
     config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), {}
     try:
         files = checkpoint.find_tensors(folder)
-        disk = {"bytes": sum(f.stat().st_size for f in set(files.values())), "dtypes": dtypes(files), "absent": None}
+        size = sum(file.stat().st_size for file in set(files.values()))
+        disk = {"bytes": size, "dtypes": file_dtypes(files), "absent": None}
     except ValueError as error:
         disk = {"bytes": 0, "dtypes": [], "absent": str(error)}
-    if config.template == "vita":
-        config = replace(config, decoder=resized(config.decoder, files))
+    config = with_stored_vocabulary(config, files)
     tokenizer = load_tokenizer(folder)
     with torch.device("meta"):
         vita = Vita(config, tokenizer)
         if files:
-            checkpoint.check_fits(vita, TABLE, files, [p for part in config.missing for p in PART_PREFIXES[part]])
-        if speech_dir := speech_folder(Path(folder), speech_dir):
+            checkpoint.check_fits(vita, PREFIXES, files, unread_prefixes(config))
+        if speech_dir := find_speech(folder, speech_dir):
             decoder, codec = (Path(speech_dir) / part / "model.json" for part in ("decoder", "codec"))
             vita.speech = Speech(read_speech_config(decoder), read_codec_config(codec))
     return vita, disk
 
 
-def dtypes(files):
+def file_dtypes(files):
     """The dtypes of the tensors in safetensors files, as their headers name them: ["BF16"]."""
-    found = set()
-    for file in set(files.values()):
-        with safe_open(file, framework="pt") as opened:
-            names = opened.keys()
-            found |= {opened.get_slice(name).get_dtype() for name in names}
-    return sorted(found)
+    dtypes = set()
+    for path in set(files.values()):
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            dtypes |= {file.get_slice(name).get_dtype() for name in names}
+    return sorted(dtypes)
 
 
-def parts(vita):
-    """The modules whose weights are told apart."""
+def weight_parts(vita):
+    """The modules whose weights are counted separately, by name."""
     d, tied = vita.decoder, vita.config.decoder.tie_word_embeddings
-    found = {"vision": vita.vision, "projector": vita.projector, "audio": vita.audio, "embeddings": d.embed_tokens}
-    found |= {"layers": nn.ModuleList([d.layers, d.norm]), "head": None if tied else d.lm_head, "speech": vita.speech}
-    return {name: module for name, module in found.items() if module is not None}
+    parts = {"vision": vita.vision, "projector": vita.projector, "audio": vita.audio, "embeddings": d.embed_tokens}
+    parts |= {"layers": nn.ModuleList([d.layers, d.norm]), "head": None if tied else d.lm_head, "speech": vita.speech}
+    return {name: module for name, module in parts.items() if module is not None}
 
 
-def weights(config, dtype, quantize=None, speech=None):
-    """Parameters, bytes and dtype of every part, as `Vita.from_pretrained` holds it in memory."""
+def count_weights(config, dtype, quantize=None, speech=None):
+    """Parameters, bytes and dtype of each part, as `Vita.from_pretrained` holds them in memory, and their sums."""
     with torch.device("meta"):
         vita = Vita(config)
         vita.speech = speech
-        found = {name: {"parameters": sum(p.numel() for p in m.parameters())} for name, m in parts(vita).items()}
+        parts = weight_parts(vita)
+        counts = {name: {"parameters": sum(p.numel() for p in part.parameters())} for name, part in parts.items()}
         if quantize:
-            quant.int8_linears(vita.decoder)
-    for name, module in parts(vita).items():
-        kind = torch.float32 if name == "speech" else dtype
-        label = quantize if quantize and name in ("layers", "head") else str(kind).removeprefix("torch.")
-        found[name] |= {"bytes": held_bytes(module, kind), "dtype": label}
-    return found | {"total": {k: sum(part[k] for part in found.values()) for k in ("parameters", "bytes")}}
+            int8.int8_linears(vita.decoder)
+    for name, module in weight_parts(vita).items():
+        part_dtype = torch.float32 if name == "speech" else dtype
+        label = quantize if quantize and name in ("layers", "head") else str(part_dtype).removeprefix("torch.")
+        counts[name] |= {"bytes": module_bytes(module, part_dtype), "dtype": label}
+    return counts | {"total": {key: sum(part[key] for part in counts.values()) for key in ("parameters", "bytes")}}
 
 
-def held_bytes(module, dtype):
-    """Bytes of a module whose checkpoint is read as ``dtype``; what no checkpoint holds (scales) is as it is built."""
-    stored, held = module.state_dict(), dict(module.named_parameters()) | dict(module.named_buffers())
-    kinds = {n: dtype if n in stored and t.is_floating_point() else t.dtype for n, t in held.items()}
-    return sum(t.numel() * kinds[n].itemsize for n, t in held.items())
+def module_bytes(module, dtype):
+    """Bytes of a module whose checkpoint is read as ``dtype``. Tensors that no checkpoint stores keep their dtype."""
+    stored, tensors = module.state_dict(), dict(module.named_parameters()) | dict(module.named_buffers())
+    dtypes = {n: dtype if n in stored and t.is_floating_point() else t.dtype for n, t in tensors.items()}
+    return sum(t.numel() * dtypes[n].itemsize for n, t in tensors.items())
 
 
-def share(config, ranks):
-    """The config of one of several ranks (see `parallel`): its part of heads, MLP and tables, rounded up, all else whole.
+def rank_config(config, ranks):
+    """The config of one of several processes (see scale/parallel.py): its heads, MLP and vocabulary, rounded up.
 
-    Raises: ValueError where the key/value heads do not come out even.
+    Raises: ValueError if the number of key/value heads is not a multiple of ``ranks``.
     """
     d = config.decoder
     if d.num_key_value_heads % ranks:
@@ -116,57 +117,57 @@ def share(config, ranks):
 
 
 def vision_flops(vision, patches):
-    """The eye's for one tile: a convolution, then layers in which patches and class token see each other."""
-    rows, c = patches + 1, vision.hidden_size
-    layer = 2 * rows * (4 * c * c + 2 * c * vision.intermediate_size) + 4 * rows * rows * c
-    return 2 * patches * vision.num_channels * vision.patch_size**2 * c + vision.num_hidden_layers * layer
+    """Operations of the vision tower for one tile: a convolution, then layers over the patches and the class token."""
+    positions, width = patches + 1, vision.hidden_size
+    layer = 2 * positions * (4 * width * width + 2 * width * vision.intermediate_size) + 4 * positions**2 * width
+    return 2 * patches * vision.num_channels * vision.patch_size**2 * width + vision.num_hidden_layers * layer
 
 
 def audio_flops(audio, width, sounds, frames):
-    """The ear's for sounds that are padded to so many frames, and come out ``width`` wide."""
-    rows, bands = encoder_position_count(frames), encoder_position_count(audio.num_mel_bins)
-    e, u, blocks = audio.hidden_size, audio.subsampling_size, -(-rows // BLOCK)
-    first = (2 * rows + blocks) * ((audio.num_mel_bins - 1) // 2) * 9 * u  # blocks share a row of the first convolution
-    below = first + rows * bands * (9 + 1) * u * u + rows * u * e
-    spans = visible_spans(rows, audio.chunk_size, audio.left_chunks)
-    seen = sum((q.stop - q.start) * (k.stop - k.start) for q, k in spans)
-    layer = rows * ((4 + 2 * audio.concat_after) * e * e + 2 * e * audio.intermediate_size) + 2 * seen * e
-    relative = audio.position_encoding == "rel-enc"  # its positions are projected once for all sounds
-    layers = audio.num_hidden_layers * (sounds * (layer + relative * rows * e) + relative * rows * (e * e + e))
-    adapter = (rows + 1) // 2 * 2 * e * (audio.adapter_kernel_size * e + width)
-    return 2 * (sounds * (below + adapter) + layers)
+    """Operations of the audio encoder for sounds padded to ``frames`` frames; ``width`` is that of the decoder."""
+    positions, bands = encoder_position_count(frames), encoder_position_count(audio.num_mel_bins)
+    e, u, blocks = audio.hidden_size, audio.subsampling_size, -(-positions // BLOCK)
+    first = (2 * positions + blocks) * ((audio.num_mel_bins - 1) // 2) * 9 * u  # blocks overlap by one row here
+    subsampling = first + positions * bands * (9 + 1) * u * u + positions * u * e
+    spans = visible_spans(positions, audio.chunk_size, audio.left_chunks)
+    visible = sum((q.stop - q.start) * (k.stop - k.start) for q, k in spans)
+    layer = positions * ((4 + 2 * audio.concat_after) * e * e + 2 * e * audio.intermediate_size) + 2 * visible * e
+    relative = audio.position_encoding == "rel-enc"  # one projection of the positions serves all sounds
+    layers = sounds * (layer + relative * positions * e) + relative * positions * (e * e + e)
+    adapter = (positions + 1) // 2 * 2 * e * (audio.adapter_kernel_size * e + width)
+    return 2 * (sounds * (subsampling + adapter) + audio.num_hidden_layers * layers)
 
 
 def projector_flops(vision, width, rows):
-    """Those of two matrices, for so many rows that come out ``width`` wide."""
+    """Operations of the projector's two matrices for ``rows`` positions; ``width`` is that of the decoder."""
     return 2 * rows * (vision.feature_size + width) * width
 
 
 def layer_elements(decoder):
-    """Elements of the matrices in all layers, each of which every position is multiplied by; the head is not in it."""
+    """Elements of the matrices in all layers. The head is not included."""
     d, heads, groups = decoder.hidden_size, decoder.num_attention_heads, decoder.num_key_value_heads
     return decoder.num_hidden_layers * (2 * d * (heads + groups) * decoder.head_dim + 3 * d * decoder.intermediate_size)
 
 
 def cache_elements(decoder, rows, length):
-    """Elements of the keys and values of so many rows of positions."""
+    """Elements of the KV cache of ``rows`` sequences of ``length`` positions."""
     return 2 * decoder.num_hidden_layers * rows * decoder.num_key_value_heads * length * decoder.head_dim
 
 
-def decoder_flops(decoder, rows, seen):
-    """The layers' for ``rows`` positions of which each sees ``seen``: 2 a weight, 4 a key and column of a head."""
-    looking = decoder.num_hidden_layers * seen * decoder.num_attention_heads * decoder.head_dim
-    return rows * (2 * layer_elements(decoder) + 4 * looking)
+def decoder_flops(decoder, queries, keys):
+    """Operations of the layers: 2 for each query and weight, 4 for each query, key and column of a head."""
+    attention = decoder.num_hidden_layers * keys * decoder.num_attention_heads * decoder.head_dim
+    return queries * (2 * layer_elements(decoder) + 4 * attention)
 
 
-def flops(config, group, longest, new):
-    """Operations of each stage for requests that run together, padded to ``longest``, until ``new`` tokens are out."""
+def count_flops(config, group, longest, new_tokens):
+    """Operations of each stage, for requests that run together, padded to ``longest``, with ``new_tokens`` each."""
     d, v, a = config.decoder, config.vision, config.audio
-    pictures, sounds = [x for p in group for x in p.images], [x for p in group for x in p.sounds]
-    rows, head = sum(features(v, x) for x in pictures), 2 * d.hidden_size * d.vocab_size
-    steps = [decoder_flops(d, 1, longest + i) + head for i in range(1, new)]  # the first token comes of the prefill
+    images, sounds = [x for p in group for x in p.images], [x for p in group for x in p.sounds]
+    rows, head = sum(image_positions(v, tiles) for tiles in images), 2 * d.hidden_size * d.vocab_size
+    steps = [decoder_flops(d, 1, longest + i) + head for i in range(1, new_tokens)]  # prefill gives the first token
     return {
-        "vision": sum(len(x) * vision_flops(v, patches(v, x)) for x in pictures),
+        "vision": sum(len(tiles) * vision_flops(v, num_patches(v, tiles)) for tiles in images),
         "projector": projector_flops(v, d.hidden_size, rows) if rows else 0,
         "audio": audio_flops(a, d.hidden_size, len(sounds), max(map(len, sounds))) if sounds else 0,
         "prefill": len(group) * (decoder_flops(d, longest, longest) + head),
@@ -174,62 +175,65 @@ def flops(config, group, longest, new):
     }
 
 
-# ---- all of it
+# ---- the whole estimate
 
 
-def passing_bytes(config, group, lengths, size, quantize):
-    """About the most that lives for a moment beside weights and cache, at ``size`` bytes a number.
+def transient_bytes(config, group, lengths, itemsize, quantize):
+    """An estimate of the largest memory beside weights and cache, with numbers of ``itemsize`` bytes.
 
-    For each row of a layer of the eye, the ear or the decoder that is three times the MLP's width and six times its
-    own; or, where rows are padded, their mask. An int8 matrix becomes numbers when it is used.
+    In each row of a layer of the vision tower, the audio encoder or the decoder: three times the MLP width and six
+    times the model width. With padding: the mask, if that is larger. An int8 matrix is expanded when it is used.
     """
     d, v, a = config.decoder, config.vision, config.audio
-    tiles = sum(len(x) * (patches(v, x) + 1) for asked in group for x in asked.images)
-    frames = [len(x) for asked in group for x in asked.sounds]
-    heard = len(frames) * encoder_position_count(max(frames)) if frames else 0
-    rows = [(d, len(group) * max(lengths)), (v, tiles), (a, heard)]
+    vision_rows = sum(len(tiles) * (num_patches(v, tiles) + 1) for p in group for tiles in p.images)
+    frames = [len(bank) for p in group for bank in p.sounds]
+    audio_rows = len(frames) * encoder_position_count(max(frames)) if frames else 0
+    rows = [(d, len(group) * max(lengths)), (v, vision_rows), (a, audio_rows)]
     layer = max(n * (3 * part.intermediate_size + 6 * part.hidden_size) for part, n in rows if n)
     matrix = d.hidden_size * max(d.intermediate_size, d.vocab_size) if quantize else 0
     mask = len(group) * max(lengths) ** 2 if len(set(lengths)) > 1 else 0
-    return (max(layer, mask) + matrix) * size + mask  # the mask is kept in bytes too
+    return (max(layer, mask) + matrix) * itemsize + mask  # the mask exists as booleans too
 
 
-def needs(config, ready, *, dtype, quantize=None, pack=False, max_new_tokens=256, group=8, speech=None):
-    """What prepared requests need when ``group`` of them run at a time, as a dict that JSON can hold.
+def estimate(config, prepared, *, dtype, quantize=None, pack=False, max_new_tokens=256, group=8, speech=None):
+    """What prepared requests need if ``group`` of them run at a time, as a dict for JSON.
 
-    ``speech`` is the voice on the meta device, if it is loaded too. Operations are those of all requests;
-    ``token`` is one more token behind the longest of them, ``vision_tile`` a tile of the eye's own size.
+    ``speech`` is a `Speech` on the meta device, if it is loaded too. Operations are those of all requests. ``token``
+    is one more token after the longest of them, ``vision_tile`` a tile of the vision tower's own size.
     """
-    d, v, new, size = config.decoder, config.vision, max_new_tokens, dtype.itemsize
-    rows = [positions(config, asked) for asked in ready]
-    longest, work, cached, most = max(row["total"] for row in rows), [], [], []
-    for i in range(0, len(ready), group):
-        together, lengths = ready[i : i + group], [row["total"] for row in rows[i : i + group]]
-        work.append(flops(config, together, max(lengths), new))
-        cached.append(cache_elements(d, len(together), max(lengths) + new) * size)
-        most.append(cached[-1] + passing_bytes(config, together, lengths, size, quantize))
-    stages = {stage: sum(w[stage] for w in work) for stage in work[0]} | {"total": sum(sum(w.values()) for w in work)}
+    d, v, itemsize = config.decoder, config.vision, dtype.itemsize
+    requests = [count_positions(config, each) for each in prepared]
+    longest, flops, cache, peaks = max(each["total"] for each in requests), [], [], []
+    for i in range(0, len(prepared), group):
+        together, lengths = prepared[i : i + group], [each["total"] for each in requests[i : i + group]]
+        flops.append(count_flops(config, together, max(lengths), max_new_tokens))
+        cache.append(cache_elements(d, len(together), max(lengths) + max_new_tokens) * itemsize)
+        peaks.append(cache[-1] + transient_bytes(config, together, lengths, itemsize, quantize))
+    stages = {stage: sum(each[stage] for each in flops) for stage in flops[0]}
     single = {
         "vision_tile": vision_flops(v, v.grid**2) if v else 0,
-        "token": decoder_flops(d, 1, longest + new) + 2 * d.hidden_size * d.vocab_size,
+        "token": decoder_flops(d, 1, longest + max_new_tokens) + 2 * d.hidden_size * d.vocab_size,
     }
-    sums = {k: sum(row[k] for row in rows) for k in rows[0]}
-    held = weights(config, dtype, quantize, speech)
-    media = sum(x.nbytes for asked in ready for x in (*asked.images, *asked.sounds))
+    sums = {key: sum(each[key] for each in requests) for key in requests[0]}
+    weights = count_weights(config, dtype, quantize, speech)
+    media = sum(x.nbytes for each in prepared for x in (*each.images, *each.sounds))
     largest = d.hidden_size * max(d.intermediate_size, d.vocab_size)
-    loading = largest * size if quantize or pack else 0  # beside its whole numbers, or itself rearranged
+    loading = largest * itemsize if quantize or pack else 0  # the largest matrix as it was before the conversion
     return {
-        "positions": sums | {"longest": longest, "with_new": longest + new},
-        "requests": rows,
-        "weights": held,
-        "kv_bytes": max(cached),
-        "flops": stages | single,
-        "peak_bytes": held["total"]["bytes"] + max(loading, media + max(most)),
+        "positions": sums | {"longest": longest, "with_new": longest + max_new_tokens},
+        "requests": requests,
+        "weights": weights,
+        "kv_bytes": max(cache),
+        "flops": stages | {"total": sum(stages.values())} | single,
+        "peak_bytes": weights["total"]["bytes"] + max(loading, media + max(peaks)),
     }
 
 
-def short(number, unit=""):
-    """A number in four figures: 1.09 GB."""
+# ---- text
+
+
+def short_number(number, unit=""):
+    """A number with four digits and a prefix: 1.09 GB."""
     for prefix in ("", "k", "M", "G", "T", "P", "E"):
         if number < 1000:
             break
@@ -237,28 +241,27 @@ def short(number, unit=""):
     return f"{number:.4g} {prefix}{unit}"
 
 
-def table(found):
-    """What `needs` found, with ``disk``, ``missing``, ``ranks`` and ``each_rank`` beside it, for people to read."""
-    p, f, disk, many = found["positions"], found["flops"], found["disk"], found["ranks"] > 1
-    columns = [found, found["each_rank"]] if many else [found]
+def format_table(report):
+    """The result of `estimate`, with ``disk``, ``missing``, ``ranks`` and ``each_rank`` added to it, as text."""
+    p, f, disk, several = report["positions"], report["flops"], report["disk"], report["ranks"] > 1
+    columns = [report, report["each_rank"]] if several else [report]
 
     def line(label, *path, unit="B", note=""):
         values = [functools.reduce(operator.getitem, path, column) for column in columns]
-        return (f"{label:13}" + "".join(f"{short(value, unit):>13}" for value in values) + f"   {note}").rstrip()
+        return (f"{label:13}" + "".join(f"{short_number(value, unit):>13}" for value in values) + f"   {note}").rstrip()
 
     lines = [f"positions: {p['text']} text, {p['image']} image, {p['audio']} audio, {p['total']} in all"]
-    lines += [f"  {len(found['requests'])} requests, the longest of {p['longest']}"] * (len(found["requests"]) > 1)
-    lines += [f"  {p['cut']} more do not fit into the longest prompt and are cut off"] * (p["cut"] > 0)
-    lines += ["weights" + f"{'each of ' + str(found['ranks']) + ' ranks':>32}" * many]
-    for name, part in found["weights"].items():
+    lines += [f"  {len(report['requests'])} requests, the longest of {p['longest']}"] * (len(report["requests"]) > 1)
+    lines += [f"  {p['cut']} more exceed the longest prompt and are cut off"] * (p["cut"] > 0)
+    lines += ["weights" + f"{'each of ' + str(report['ranks']) + ' ranks':>32}" * several]
+    for name, part in report["weights"].items():
         note = ", ".join([f"{part['parameters']:,} parameters", *([part["dtype"]] if "dtype" in part else [])])
         lines.append(line(f"  {name}", "weights", name, "bytes", note=note))
-    lines += [f"  without {part}: {why}" for part, why in found["missing"].items()]
-    there = f"{short(disk['bytes'], 'B')} of {', '.join(disk['dtypes'])}"
-    lines += [f"  on disk: {'nothing to be read, ' + disk['absent'] if disk['absent'] else there}"]
+    lines += [f"  without {part}: {reason}" for part, reason in report["missing"].items()]
+    stored = f"{short_number(disk['bytes'], 'B')} of {', '.join(disk['dtypes'])}"
+    lines += [f"  on disk: {'no weights, ' + disk['absent'] if disk['absent'] else stored}"]
     lines += [line("KV cache", "kv_bytes", note=f"{p['with_new']} positions with the new tokens")]
     lines += ["operations (a multiply and an add are two)"]
-    notes = {"vision": f"{short(f['vision_tile'])} a tile", "decode": f"{short(f['token'])} a token"}
-    for stage in ("vision", "projector", "audio", "prefill", "decode", "total"):
-        lines.append(line(f"  {stage}", "flops", stage, unit="", note=notes.get(stage, "")))
-    return "\n".join([*lines, line("peak", "peak_bytes", note="about; Python and libraries come on top")])
+    notes = {"vision": f"{short_number(f['vision_tile'])} a tile", "decode": f"{short_number(f['token'])} a token"}
+    lines += [line(f"  {stage}", "flops", stage, unit="", note=notes.get(stage, "")) for stage in STAGES]
+    return "\n".join([*lines, line("peak", "peak_bytes", note="an estimate; Python and libraries not included")])

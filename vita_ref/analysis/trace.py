@@ -1,185 +1,276 @@
-"""What went where: every intermediate of a request by its name, the ground truth for those who port VITA.
+"""Every intermediate of a request by name, as the model used it: ground truth for those who port VITA.
 
-    with trace(vita) as found:
+    with trace(vita) as record:
         vita.respond("What is this?", images=["cat.jpg"])
-    found["vision.0.layers.03"]  # [N, P, C], the output of the eye's fourth layer
+    record["vision.0.layers.03"]  # [N, P, E], the output of the vision tower's fourth layer
 
-The names, in the order of the flow; `tools/dump.py` puts the first and the last around the others:
+Hooks copy what enters and leaves the modules while they run. Nothing is computed a second time, except for names
+that begin with `derived.`. The names in the order of the flow; `tools/dump.py` adds the first and the last:
 
-    token_ids                      [B, I] long      the prompt, a negative id in the place of each picture or sound
-    vision.0.tiles                 [N, 3, Y, X]     pixel values
-    vision.0.embeddings            [N, P, C]        patches and class token with their positions
-    vision.0.layers.00             [N, P, C]        each layer's output
-    vision.0.tower                 [N, V, R*R*C]    scaled and shuffled
-    vision.0.projector             [N, V, D]
-    audio.0.fbank                  [T, M]
-    audio.0.normalised             [T, M]
-    audio.0.subsampled             [S, U]
-    audio.0.input                  [S, E]           behind the input layer, before scale and positions
-    audio.0.layers.00              [S, E]           each layer's output
-    audio.0.encoder                [S, E]           the last one's, behind the norm if there is one
-    audio.0.adapter                [A, D]           without learned rows in front
-    spliced.inputs_embeds          [B, S, D]        what the decoder gets
-    spliced.attention_mask         [B, S] bool
-    spliced.position_ids           [B, S] long
-    decoder.layers.00.q            [B, H, S, K]     deep only: queries, turned by their positions
-    decoder.layers.00.k            [B, G, S, K]     deep only: keys, turned by their positions
-    decoder.layers.00.v            [B, G, S, K]     deep only
-    decoder.layers.00.attended     [B, S, H*K]      deep only: all heads, before the output projection
-    decoder.layers.00.attention    [B, S, D]        deep only: behind it
-    decoder.layers.00.mlp          [B, S, D]        deep only
-    decoder.layers.00.output       [B, S, D]        each layer's output
-    decoder.norm                   [B, S, D]
-    logits                         [B, V]           of each row's last real position; of all of them [B, S, V]
-    tokens                         [B, G] long      the first new tokens, greedily
+    token_ids                            [B, I] long      the prompt, a negative id for each picture or sound
+    vision.0.tiles                       [N, 3, Y, X]     pixel values
+    vision.0.embeddings                  [N, P, E]        patches and class token with their positions
+    vision.0.layers.00.q, .k, .v         [N, H, P, K]     deep: what enters attention
+    vision.0.layers.00.attended          [N, P, E]        deep: all heads, before the output projection
+    vision.0.layers.00.attention         [N, P, E]        deep: after the output projection
+    vision.0.layers.00.mlp               [N, P, E]        deep
+    vision.0.layers.00                   [N, P, E]        the output of each layer
+    vision.0.tower                       [N, V, R*R*E]    scaled and shuffled
+    vision.0.projector                   [N, V, D]
+    audio.0.fbank                        [T, M]
+    audio.0.normalised                   [T, M]
+    audio.0.subsampled                   [P, U]
+    audio.0.input                        [P, E]           after the input layer, before scale and positions
+    audio.0.layers.00.q, .k, .v          [H, P, K]        deep: what enters attention; k contains the positions
+    audio.0.layers.00.bias               [1 or H, P]      deep: what is added to the scores of each key
+    audio.0.layers.00.attended           [P, E]           deep: all heads, before the output projection
+    audio.0.layers.00.attention          [P, E]           deep: after the output projection
+    audio.0.layers.00.mlp                [P, E]           deep
+    audio.0.layers.00                    [P, E]           the output of each layer
+    audio.0.encoder                      [P, E]           that of the last layer, after the final norm if there is one
+    audio.0.adapter                      [A, D]           without learned prompt rows
+    spliced.inputs_embeds                [B, S, D]        what enters the decoder
+    spliced.attention_mask               [B, S] bool      which columns are not padding
+    spliced.position_ids                 [B, S] long
+    decoder.rope.cos, decoder.rope.sin   [B, 1, S, K/2]   the rotation of queries and keys
+    decoder.mask                         [B or 1, 1, S, T] bool   deep or maps: the keys that each query sees
+    decoder.layers.00.q                  [B, H, S, K]     deep: queries as they enter attention, rotated
+    decoder.layers.00.k, .v              [B, G, T, K]     deep: keys and values as they enter attention, cached ones too
+    decoder.layers.00.attention_map      [B, H, S, T]     maps: the weights that multiply v
+    decoder.layers.00.attended           [B, S, H*K]      deep: all heads, before the output projection
+    decoder.layers.00.attention          [B, S, D]        deep: after the output projection
+    decoder.layers.00.mlp                [B, S, D]        deep
+    decoder.layers.00.output             [B, S, D]        the output of each layer
+    decoder.norm                         [B, S, D]
+    logits                               [B, V]           what the first token is chosen from, without penalties
+    derived.all_logits                   [B, S, V]        all_logits: the head applied to every position
+    tokens                               [B, W] long      the first new tokens, the likeliest ones
 
-``vision.0`` is the first pass through the eye, in which all tiles go together unless pictures differ in
-size; ``audio.0`` is the first sound, cut to its own length. Numbers keep the dtype they were computed in.
+`vision.0` is the first pass through the vision tower, which takes all tiles together unless pictures differ in size;
+`audio.0` is the first sound, without padding. Of the decoder only the first pass is recorded, the one over the prompt.
+`Vita.forward` computes the logits of all positions: `logits` is then the last real position of each row or, with
+all_logits, all of them, [B, S, V]. The attention mask and the position ids are those that the cache recorded; in a
+pass without a cache, those that were given. Tensors keep the dtype that they were computed in.
 
-Letters: those of vision.py, audio.py and decoder.py, each for its own rows; I ids of a prompt, G new tokens.
+Each part has the shape letters of its file (vision.py, audio.py, decoder.py). I ids of the prompt, W new tokens.
 
-Test: ``pytest tests/test_trace.py``
+Test: ``pytest tests/analysis/test_trace.py``
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
 from ..audio import audio_token_count, encoder_position_count
-from ..decoder import apply_rope as rotate
-from ..decoder import rope_angles
-from ..masks import count_positions, new_columns
 
 
 @contextmanager
-def trace(vita, *, deep=False, all_logits=False):
-    """Gives a dict that fills while the model runs: name -> copy on the CPU, in the order of the flow.
+def trace(vita, *, deep=False, maps=False, all_logits=False):
+    """Yields a dict that fills while the model runs: name -> copy on the CPU, in the order of the flow.
 
-    Of the decoder the first pass alone is kept, that over the prompt. ``deep`` looks into its layers
-    too; ``all_logits`` gives the logits of every position. Meanwhile torch's deterministic algorithms are
-    on, so that the same request gives the same numbers: otherwise `linear` picks its kernels by the clock.
+    ``deep`` also records the inside of the layers. ``maps`` also records the attention maps of the decoder. They exist
+    only on the eager path, which this selects; its logits equal those of the fused path within rounding.
+    ``all_logits`` also records the logits of every position.
     """
-    found, before = {}, (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    record = {}
 
-    def keep(name, tensor):
-        found[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    def save(name, tensor):
+        record[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
-    hooks = decoder_hooks(vita.decoder, keep, deep, all_logits)
-    if vita.vision is not None:
-        hooks += vision_hooks(vita.vision, vita.projector, keep)
-    if vita.audio is not None:
-        hooks += audio_hooks(vita.audio, keep)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    handles = DecoderHooks(vita.decoder, record, save, deep=deep, maps=maps, all_logits=all_logits).handles
     try:
-        yield found
+        if vita.vision is not None:
+            handles += vision_hooks(vita.vision, vita.projector, save, deep)
+        if vita.audio is not None:
+            handles += audio_hooks(vita.audio, save, deep)
+        yield record
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
+        for name in [name for name, tensor in record.items() if tensor is None]:  # of a pass that failed
+            del record[name]
 
 
-def vision_hooks(tower, projector, keep):
-    """Looks at every pass through the eye, and numbers them."""
+# ---- hooks
+
+
+def save_inputs(module, save, *names):
+    """Saves the arguments of a module as they enter it. There may be fewer arguments than names."""
+
+    def hook(module, args):
+        for name, tensor in zip(names, args):
+            save(name, tensor)
+
+    return module.register_forward_pre_hook(hook)
+
+
+def save_output(module, save, name):
+    """Saves the output of a module, or the first of several."""
+
+    def hook(module, args, out):
+        save(name, out[0] if isinstance(out, tuple) else out)
+
+    return module.register_forward_hook(hook)
+
+
+def vision_hooks(tower, projector, save, deep):
+    """Records each pass through the vision tower under a number of its own."""
     number = -1
+
+    def numbered(part, tensor):
+        save(f"vision.{number}.{part}", tensor)
 
     def begin(module, args):
         nonlocal number
         number += 1
-        keep(f"vision.{number}.tiles", args[0])
+        numbered("tiles", args[0])
 
-    def output(part):
-        return lambda module, args, out: keep(f"vision.{number}.{part}", out)
+    handles = [tower.register_forward_pre_hook(begin), save_output(tower.embeddings, numbered, "embeddings")]
+    for i, layer in enumerate(tower.encoder.layers):
+        name = f"layers.{i:02}"
+        if deep:
+            handles += tower_layer_hooks(numbered, name, layer.attn, layer.attn.proj, layer.mlp)
+        handles.append(save_output(layer, numbered, name))
+    return [*handles, save_output(tower, numbered, "tower"), save_output(projector, numbered, "projector")]
 
-    parts = {"embeddings": tower.embeddings}
-    parts |= {f"layers.{i:02}": layer for i, layer in enumerate(tower.encoder.layers)}
-    parts |= {"tower": tower, "projector": projector}
-    hooks = [module.register_forward_hook(output(part)) for part, module in parts.items()]
-    return [tower.register_forward_pre_hook(begin), *hooks]
 
+def audio_hooks(encoder, save, deep):
+    """Records each pass through the audio encoder. Every sound has a number, and its padding is left out."""
+    first, lengths = 0, []  # the number of the first sound of this pass; the frames of each
 
-def audio_hooks(ear, keep):
-    """Looks at every pass through the ear, and numbers the sounds; their padding is left out."""
-    first, frames = 0, []  # the number of this pass's first sound, and the length of each
-
-    def each(part, rows, batch):
-        for i, count in enumerate(frames):
-            keep(f"audio.{first + i}.{part}", batch[i, : rows(count)])
+    def numbered(part, batch, rows=encoder_position_count):
+        axis = -1 if part.endswith(".bias") else -2
+        for i, frames in enumerate(lengths):
+            save(f"audio.{first + i}.{part}", batch[i].narrow(axis, 0, rows(frames)))
 
     def begin(module, args):
-        nonlocal first, frames
-        fbank, lengths = args
-        first, frames = first + len(frames), torch.as_tensor(lengths).tolist()
-        each("fbank", int, fbank)
+        nonlocal first, lengths
+        fbank, frames = args
+        first, lengths = first + len(lengths), torch.as_tensor(frames).tolist()
+        numbered("fbank", fbank, int)
 
-    def output(part, rows):
-        return lambda module, args, out: each(part, rows, out)
+    subsampling, transformer = encoder.encoder["enc"]
+    handles = [
+        encoder.register_forward_pre_hook(begin),
+        save_output(encoder.encoder["global_cmvn"], partial(numbered, rows=int), "normalised"),
+        save_output(subsampling["core"], numbered, "subsampled"),
+        save_output(transformer.embed, numbered, "input"),
+    ]
+    for i, layer in enumerate(transformer.encoders):
+        name, attention = f"layers.{i:02}", layer.self_attn
+        if deep:
+            handles += tower_layer_hooks(numbered, name, attention, attention.linear_out, layer.feed_forward)
+        handles.append(save_output(layer, numbered, name))
+    adapter = save_output(encoder.adpter, partial(numbered, rows=audio_token_count), "adapter")
+    return [*handles, save_output(transformer, numbered, "encoder"), adapter]
 
-    subsampling, transformer = ear.encoder["enc"]
-    positions = {"subsampled": subsampling["core"], "input": transformer.embed}
-    positions |= {f"layers.{i:02}": layer for i, layer in enumerate(transformer.encoders)}
-    positions |= {"encoder": transformer}
+
+def tower_layer_hooks(save, name, attention, projection, mlp):
+    """The inside of one layer of the vision tower or the audio encoder."""
+    core = getattr(attention, "core", None)
+    parts = [f"{name}.{part}" for part in ("q", "k", "v", "bias")]
     return [
-        ear.register_forward_pre_hook(begin),
-        ear.encoder["global_cmvn"].register_forward_hook(output("normalised", int)),  # a row a frame
-        *(m.register_forward_hook(output(part, encoder_position_count)) for part, m in positions.items()),
-        ear.adpter.register_forward_hook(output("adapter", audio_token_count)),
+        *([save_inputs(core, save, *parts)] if core is not None else []),
+        save_inputs(projection, save, f"{name}.attended"),
+        save_output(attention, save, f"{name}.attention"),
+        save_output(mlp, save, f"{name}.mlp"),
     ]
 
 
-def decoder_hooks(decoder, keep, deep, all_logits):
-    """Looks at the decoder's first pass, and then no more."""
-    angles = last = None
+class DecoderHooks:
+    """Records the first pass of the decoder and the logits that follow it, then removes its hooks.
 
-    def begin(module, args, kwargs):
-        nonlocal angles, last
-        embeds = args[0] if args else kwargs["inputs_embeds"]  # [B, S, D]
-        mask, positions, cache = (kwargs.get(name) for name in ("attention_mask", "position_ids", "cache"))
-        b, s, _ = embeds.shape
-        if positions is None:
-            start = cache.next_positions if cache is not None else 0
-            positions = count_positions(new_columns(mask, b, s, cache), start, b, s, embeds.device)  # [B, S]
-        positions = positions.expand(b, s)  # [B, S]
-        mask = embeds.new_ones(b, s, dtype=torch.bool) if mask is None else mask[:, -s:].bool()
-        angles = rope_angles(positions, module.config.head_dim, module.config.rope_theta)
-        last = (mask * torch.arange(1, s + 1, device=mask.device)).argmax(1)  # [B]
-        keep("spliced.inputs_embeds", embeds)
-        keep("spliced.attention_mask", mask)
-        keep("spliced.position_ids", positions)
+    Attributes:
+        handles: those of all hooks.
+    """
 
-    def heads(name, turned):
-        def see(module, args, out):
-            x = out.unflatten(-1, (-1, decoder.config.head_dim)).transpose(1, 2)  # heads before positions
-            keep(name, rotate(x, angles) if turned else x)
+    def __init__(self, decoder, record, save, *, deep, maps, all_logits):
+        self.record, self.save, self.deep, self.maps, self.all_logits = record, save, deep, maps, all_logits
+        self.past = 0  # columns that were in the cache before the pass
+        self.hidden = None  # after the final norm, [B, S, D], once the pass is over
+        self.handles = [decoder.register_forward_pre_hook(self.begin, with_kwargs=True)]
+        self.handles.append(decoder.layers[0].register_forward_pre_hook(self.enter_layers))
+        for i, layer in enumerate(decoder.layers):
+            self.handles += self.layer_hooks(f"decoder.layers.{i:02}", layer)
+        self.handles.append(save_output(decoder.norm, save, "decoder.norm"))
+        self.handles.append(decoder.register_forward_hook(self.end, with_kwargs=True))
+        self.handles.append(decoder.lm_head.register_forward_hook(self.logits))
 
-        return see
+    def layer_hooks(self, name, layer):
+        """One layer, in the order in which its hooks run."""
+        attention, save, handles = layer.self_attn, self.save, []
+        if self.deep:
+            handles.append(save_inputs(attention.core, save, f"{name}.q", f"{name}.k", f"{name}.v"))
+        if self.maps:
+            handles.append(attention.core.register_forward_pre_hook(select_eager, with_kwargs=True))
+            handles.append(
+                attention.core.register_forward_hook(lambda core, args, out: save(f"{name}.attention_map", out[1]))
+            )
+        if self.deep:
+            handles.append(save_inputs(attention.o_proj, save, f"{name}.attended"))
+            handles.append(save_output(attention, save, f"{name}.attention"))
+            handles.append(save_output(layer.mlp, save, f"{name}.mlp"))
+        return [*handles, save_output(layer, save, f"{name}.output")]
 
-    def taken(name):
-        return lambda module, args: keep(name, args[0])
+    def begin(self, decoder, args, kwargs):
+        """The arguments of the pass. With a cache, `end` fills in the mask and the position ids."""
+        if self.hidden is not None:  # a second pass; nobody computed the logits of the first one
+            self.remove()
+            return
+        cache, embeds = kwargs.get("cache"), args[0] if args else kwargs["inputs_embeds"]
+        self.save("spliced.inputs_embeds", embeds)
+        self.past = 0 if cache is None else cache.length
+        for name in ("attention_mask", "position_ids"):
+            if cache is not None:
+                self.record[f"spliced.{name}"] = None  # keeps the place in the order
+            elif (given := kwargs.get(name)) is not None:
+                given = given.bool() if name == "attention_mask" else given.expand(embeds.shape[:2])
+                self.save(f"spliced.{name}", given)
 
-    def given(name):
-        return lambda module, args, out: keep(name, out[0] if isinstance(out, tuple) else out)
+    def enter_layers(self, layer, args):
+        """Angles and mask as the first layer gets them; the others get the same objects."""
+        x, (cos, sin), mask = args[:3]
+        self.save("decoder.rope.cos", cos)
+        self.save("decoder.rope.sin", sin)
+        if self.deep or self.maps:
+            s = x.shape[1]
+            visible = mask.rows(0, s, x.device)
+            everything = x.new_ones(1, 1, s, self.past + s, dtype=torch.bool)
+            self.save("decoder.mask", everything if visible is None else visible)
 
-    def finish(module, args, kwargs, out):
-        hidden = out.last_hidden_state  # [B, S, D]
-        if not all_logits:
-            hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]  # [B, D]
-        keep("logits", module.lm_head(hidden))
-        for hook in hooks:
-            hook.remove()
+    def end(self, decoder, args, kwargs, out):
+        self.hidden, cache = out.last_hidden_state, kwargs.get("cache")
+        if cache is not None:
+            self.save("spliced.attention_mask", cache.mask[:, self.past :])
+            self.save("spliced.position_ids", cache.positions[:, self.past : cache.length])
 
-    hooks = [decoder.register_forward_pre_hook(begin, with_kwargs=True)]
-    for i, layer in enumerate(decoder.layers):
-        name, attention = f"decoder.layers.{i:02}", layer.self_attn
-        if deep:
-            hooks += [
-                attention.q_proj.register_forward_hook(heads(f"{name}.q", turned=True)),
-                attention.k_proj.register_forward_hook(heads(f"{name}.k", turned=True)),
-                attention.v_proj.register_forward_hook(heads(f"{name}.v", turned=False)),
-                attention.o_proj.register_forward_pre_hook(taken(f"{name}.attended")),
-                attention.register_forward_hook(given(f"{name}.attention")),
-                layer.mlp.register_forward_hook(given(f"{name}.mlp")),
-            ]
-        hooks.append(layer.register_forward_hook(given(f"{name}.output")))
-    hooks.append(decoder.norm.register_forward_hook(given("decoder.norm")))
-    hooks.append(decoder.register_forward_hook(finish, with_kwargs=True))
-    return hooks
+    def logits(self, head, args, out):
+        """The first logits after the pass: of one position in each row, or of all of them."""
+        if self.hidden is None:
+            return
+        self.remove()
+        whole = out.dim() == 3 and out.shape[1] == self.hidden.shape[1]
+        if out.dim() == 3 and not (whole and self.all_logits):
+            last = self.last_columns().clamp(max=out.shape[1] - 1)  # [B]
+            out = out[torch.arange(len(out)), last]  # [B, V]
+        self.save("logits", out)
+        if self.all_logits and not whole:
+            self.save("derived.all_logits", head(self.hidden))
+
+    def last_columns(self):
+        """The last column of each row that is not padding. Shapes: [B] long."""
+        rows, s = self.hidden.shape[:2]
+        real = self.record.get("spliced.attention_mask")
+        if real is None or real.dim() != 2:
+            return torch.full((rows,), s - 1)
+        return (real * torch.arange(1, s + 1)).argmax(1)
+
+    def remove(self):
+        for handle in self.handles:
+            handle.remove()
+
+
+def select_eager(core, args, kwargs):
+    """Asks the core of attention for its map."""
+    return args[:4], {"need_weights": True}

@@ -1,6 +1,7 @@
 """``--dry-run``: what the requests need, from config, tokenizer and media alone."""
 
 import json
+import os
 
 import torch
 
@@ -15,15 +16,16 @@ def dry_run(a):
     """Prints the needs of the requests that the flags describe, as a table or as JSON."""
     check(a)
     folders = {"vision_dir": a.vision_dir, "audio_dir": a.audio_dir, "speech_dir": a.speech_dir}
-    vita, disk = budget.outline(a.model or demo_folder(), **folders)
+    vita, disk = budget.meta_model(a.model or demo_folder(), **folders)
     prepared = prepare_requests(
         read_requests(a), lambda request: prepare_request(request, vita.config, vita.tokenizer), a.batch
     )
     ranks = a.ranks or world_size()
     options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
     options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens, "group": GROUP}
-    found = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
-    found |= budget.needs(vita.config, prepared, **options)
+    report = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
+    report |= budget.estimate(vita.config, prepared, **options)
     if ranks > 1:
-        found["each_rank"] = budget.needs(budget.share(vita.config, ranks), prepared, **options)
-    print(json.dumps(found, ensure_ascii=False) if a.json else budget.table(found))
+        report["each_rank"] = budget.estimate(budget.rank_config(vita.config, ranks), prepared, **options)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first prints
+        print(json.dumps(report, ensure_ascii=False) if a.json else budget.format_table(report))

@@ -1,9 +1,12 @@
-"""Weight-only int8: each row of a matrix as whole numbers of -127..127 and one scale. Biases, norms and embeddings stay.
+"""Weight-only int8: each row of a matrix as integers of -127..127 and one scale. Biases, norms and embeddings stay.
 
-A weight is off by at most half a step, scale / 2 = max |row| / 254; where a product is made in bfloat16, which rounds
-the scale too, by three quarters. Matrices are made one by one while a checkpoint loads, so the peak stays near the result.
+A weight is off by at most half a step, scale / 2 = max |row| / 254; by three quarters of a step if the product is
+computed in bfloat16, which rounds the scale too. Matrices are quantised one by one while a checkpoint loads, so the peak
+of memory is near the size of the result.
 
-Test: ``pytest tests/test_quant.py``
+R rows, I inputs, O outputs, N outputs of one block.
+
+Test: ``pytest tests/scale/test_int8.py``
 """
 
 import torch
@@ -12,31 +15,33 @@ from torch.nn import functional as F
 
 from ..files.checkpoint import set_param
 
-ROWS = 1024  # rounded at a time: a head of 152,000 rows in float32 would be larger than many a model
+ROWS = 1024  # quantised at a time: a float32 copy of a head of 152,000 rows would be larger than many models
 
 
 def quantize(weight):
-    """Rounds a matrix to int8, symmetric, a scale for each output channel.
+    """Rounds a matrix to int8, symmetrically, with one scale for each output.
 
     Shapes: [O, I] floating -> [O, I] int8 and [O] float32, such that weight ~ int8 * scale.
+
+    Example: the row [0.5, -1.27, 0.004] has the scale 0.01 and becomes [50, -127, 0].
     """
     scale = weight.new_empty(len(weight), dtype=torch.float32)  # [O]
-    whole = torch.empty_like(weight, dtype=torch.int8)  # [O, I]
+    rounded = torch.empty_like(weight, dtype=torch.int8)  # [O, I]
     for start in range(0, len(weight), ROWS):
-        some = weight[start : start + ROWS].float()  # [N, I]
-        steps = (some.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # [N]; a row of zeros has one too
+        block = weight[start : start + ROWS].float()  # [N, I]
+        steps = (block.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # [N]; not 0 for a row of zeros
         scale[start : start + ROWS] = steps
-        whole[start : start + ROWS] = (some / steps[:, None]).round_()
-    return whole, scale
+        rounded[start : start + ROWS] = (block / steps[:, None]).round_()
+    return rounded, scale
 
 
 def int8_linear(x, weight, scale, bias=None):
     """x @ (weight * scale).T + bias. Shapes: x [..., I], weight [O, I] int8, scale [O], bias [O] -> [..., O]."""
     rows = x.reshape(-1, x.shape[-1])  # [R, I]
-    whole = rows.shape[1] % 16 == 0  # of another width that kernel reads beyond the end of a row
-    if x.dtype == torch.bfloat16 and len(rows) <= 16 and whole and x.device.type == "cpu":
+    aligned = rows.shape[1] % 16 == 0  # with other widths the kernel reads beyond the end of a row
+    if x.dtype == torch.bfloat16 and len(rows) <= 16 and aligned and x.device.type == "cpu":
         out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [R, O]
-    elif x.dtype == torch.float16:  # sums of whole numbers overflow it
+    elif x.dtype == torch.float16:  # sums of unscaled integers overflow it
         out = (F.linear(rows.float(), weight.float()) * scale).to(x.dtype)  # [R, O]
     else:
         out = F.linear(rows, weight.to(x.dtype)) * scale.to(x.dtype)  # [R, O]
@@ -46,7 +51,7 @@ def int8_linear(x, weight, scale, bias=None):
 
 
 class Int8Linear(nn.Module):
-    """A linear map with an int8 weight. A checkpoint's float weight is rounded as it is put in."""
+    """A linear map with an int8 weight. `assign` quantises the checkpoint's weight for it."""
 
     def __init__(self, linear):
         super().__init__()
@@ -60,14 +65,15 @@ class Int8Linear(nn.Module):
 
 
 def int8_linears(decoder):
-    """Replaces every linear map in a decoder's layers, and its head, by an `Int8Linear` to be filled."""
-    found = [(owner, name) for owner in decoder.modules() for name, m in owner.named_children() if isinstance(m, nn.Linear)]
-    for owner, name in found:
-        setattr(owner, name, Int8Linear(getattr(owner, name)))
+    """Replaces the linear maps of a decoder's layers, and its head unless it is tied, by `Int8Linear`."""
+    for owner in [*decoder.modules()]:
+        for name, child in [*owner.named_children()]:
+            if isinstance(child, nn.Linear):
+                setattr(owner, name, Int8Linear(child))
 
 
 def assign(owner, leaf, tensor):
-    """Puts a checkpoint's tensor in its place, rounding it where an `Int8Linear` keeps it."""
+    """Sets one tensor of a checkpoint, as `set_param` does; the weight of an `Int8Linear` is quantised first."""
     if type(owner) is Int8Linear and leaf == "weight":
         owner.weight, owner.scale = quantize(tensor)
     else:

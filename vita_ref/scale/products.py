@@ -1,151 +1,255 @@
-"""A linear map that is as fast as memory for a few rows: the way it is computed is chosen by measuring, once.
+"""Linear maps by the product that is fastest on this class of processor, chosen by a table in this file.
 
-A decoder writing one answer multiplies one row with every weight, and libraries made for large products are
-slow at that: on some processors they reach a third of what memory gives. So there are several ways to the same
-product, each of a few lines; the first products of each size try them in turn, and the quickest stays. For
-many rows, small matrices, other devices and training it is `torch.nn.functional.linear`.
+A decoder that generates one answer multiplies one row by every weight, so it is as fast as its products read weights
+from memory. torch's own product of few rows reads them at a quarter to a half of that speed on some processors, and
+its product in bfloat16 is slow where the processor has no bfloat16 units. The other ways are a few lines each:
 
-Who decodes several rows at a time may `pack` a model's weights: rearranged once, they need no choice.
+    class of processor, dtype, number of rows -> TABLE -> name of a way -> rows [R, I], weight [O, I] -> [R, O]
 
-Letters: R rows, I inputs, O outputs.
+`python -m tools.bench --products` measures the ways and prints the row of the table for the machine that it runs on.
+Nothing is measured while a model is used and no setting of torch is changed, so the same call gives the same bits. The
+ways differ from torch's product by rounding only. Small matrices, other devices, unknown processors and products that
+need gradients use torch's.
 
-Test: ``pytest tests/test_linear.py``
+Known loss: with avx512_bf16, torch sends one row in bfloat16 to oneDNN, which reads 15 GB/s of weights on two cores of
+an EPYC Zen 4. torch's own kernel reads 34 GB/s but is reached only with oneDNN switched off for all threads, which is
+not thread-safe: mm, mv, dot and bmm all prefer oneDNN there, and a product with a float32 result does not exist for the
+CPU (torch 2.13). `pack` reads 25 to 31 GB/s.
+
+R rows, I inputs, O outputs, N outputs of one block.
+
+Test: ``pytest tests/scale/test_products.py``
 """
 
-import threading
-import time
+import contextlib
+import contextvars
+import functools
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-FEW, LARGE = 16, 100_000  # rows at most; numbers in a matrix at least
-_TRIALS = 5  # of each way, on the products that are asked for; the first does not count
-_GAIN = 0.9  # another way must take less than this share of the plain one's time
-_FOLD = 4
-_times = {}  # (rows, inputs, outputs, dtype, threads) -> way -> seconds of its trials
-_chosen = {}  # the same -> way
-_switch = threading.Lock()  # who holds it may switch oneDNN off, for all threads
+from ..decoder import TiedHead
+from ..files.checkpoint import set_param
+
+LARGE = 100_000  # elements of the smallest matrix that the table is about
+BLOCK = 2**19  # elements of a weight that `widened` converts at a time: 2 MB in float32, which stay in a cache
+FOLD = 4
+ROW_CLASSES = {"1": 1, "2-3": 3, "4": 4, "5-16": 16}  # name -> the largest number of rows; above: "many"
+
+
+# ---- the ways
 
 
 def plain(rows, weight):
-    """Shapes, of every way: rows [R, I], weight [O, I] contiguous -> [R, O] contiguous."""
+    """torch's product. Shapes, of every way: rows [R, I], weight [O, I] contiguous -> [R, O]."""
     return F.linear(rows, weight)
 
 
-def without_onednn(rows, weight):
-    """torch's own kernels: for one row in bfloat16 twice as fast as oneDNN's on AMD's Zen 4."""
-    if not _switch.acquire(blocking=False):  # another thread has switched it off and will switch it on
-        return F.linear(rows, weight)
-    before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
-    try:
-        return F.linear(rows, weight)
-    finally:
-        torch.backends.mkldnn.enabled = before
-        _switch.release()
-
-
-def columns(rows, weight):
-    """The weights on the left, where they are read row by row and never rearranged."""
-    return torch.mm(weight, rows.T).T.contiguous()
-
-
 def halves(rows, weight):
-    """A batch of two products: in float32 it passes by MKL's slow product of matrix and vector."""
+    """A batch of two products with the weight on the left, where its rows are read in order."""
     outputs, inputs = weight.shape
+    if outputs % 2:
+        return plain(rows, weight)
     pair = torch.bmm(weight.view(2, outputs // 2, inputs), rows.T.expand(2, -1, -1))  # [2, O/2, R]
     return pair.flatten(0, 1).T.contiguous()
 
 
 def folded(rows, weight):
-    """Four rows of the weight as one long row: long rows are quicker, even with four times the multiplications."""
+    """Four rows of the weight as one long row: faster to read, even with four times the multiplications."""
     outputs, inputs = weight.shape
-    steps = torch.eye(_FOLD, dtype=rows.dtype)  # [4, 4]
-    stairs = torch.kron(steps, rows)  # [4*R, 4*I]
-    product = torch.mm(weight.view(outputs // _FOLD, _FOLD * inputs), stairs.T)  # [O/4, 4*R]
+    if outputs % FOLD:
+        return plain(rows, weight)
+    diagonal = torch.kron(torch.eye(FOLD, dtype=rows.dtype), rows)  # [4*R, 4*I]
+    product = torch.mm(weight.view(outputs // FOLD, FOLD * inputs), diagonal.T)  # [O/4, 4*R]
     return product.view(outputs, len(rows)).T.contiguous()
 
 
-def ways(weight):
-    """The ways that a matrix allows, the plain one first."""
-    found = [plain, without_onednn, columns]
-    found += [halves] if len(weight) % 2 == 0 else []
-    return found + ([folded] if len(weight) % _FOLD == 0 else [])
-
-
-def product(rows, weight):
-    """The product by the quickest way for so many rows and such a matrix; until that is known, by each in turn.
-
-    It is measured on the products of the model at work, whose weights come from memory: from the processor's
-    cache all ways look alike. The plain way stays unless it is beaten clearly.
-    """
-    key = (*rows.shape, len(weight), weight.dtype, torch.get_num_threads())
-    if key in _chosen:
-        return _chosen[key](rows, weight)
-    times = _times.setdefault(key, {way: [] for way in ways(weight)})
-    way = min(times, key=lambda way: len(times[way]))
-    start = time.perf_counter()
-    out = way(rows, weight)  # [R, O]
-    times[way].append(time.perf_counter() - start)
-    if all(len(trials) >= _TRIALS for trials in times.values()):
-        medians = {way: sorted(trials[1:])[len(trials[1:]) // 2] for way, trials in times.items()}
-        best = min(medians, key=medians.get)
-        _chosen[key] = best if medians[best] < _GAIN * medians[plain] else plain
+def widened(rows, weight):
+    """The product in float32: the weight is converted a block of outputs at a time, and the result is rounded once."""
+    outputs, inputs = weight.shape
+    step = max(1, BLOCK // inputs)
+    wide, out = rows.float(), rows.new_empty(len(rows), outputs)
+    block = torch.empty(min(step, outputs), inputs)  # [N, I]
+    for start in range(0, outputs, step):
+        part = weight[start : start + step]
+        out[:, start : start + step] = F.linear(wide, block[: len(part)].copy_(part))
     return out
 
 
-def linear(x, weight, bias=None):
-    """x @ weight.T + bias. Shapes: x [..., I], weight [O, I], bias [O] -> [..., O].
+WAYS = {"plain": plain, "halves": halves, "folded": folded, "widened": widened}
 
-    The ways differ in rounding alone; ``torch.use_deterministic_algorithms(True)`` keeps to the plain one.
-    """
-    if weight.is_mkldnn:
-        return packed(x, weight, bias)
-    few = 0 < x.numel() <= FEW * x.shape[-1] and weight.numel() >= LARGE and weight.is_contiguous()
-    if not few or x.device.type != "cpu" or x.requires_grad or weight.requires_grad and torch.is_grad_enabled():
+
+# ---- the table
+
+TABLE = {  # class of processor -> (dtype, class of rows) -> way; what is not listed is plain
+    "amx": {},
+    "avx512_bf16": {
+        (torch.float32, "1"): "halves",  # 54 GB/s of weights, plain 14 (EPYC Zen 4, two threads)
+        (torch.bfloat16, "4"): "folded",  # 19 GB/s of weights, plain 13 (EPYC Zen 4, two threads)
+    },
+    "avx512_vnni": {},
+    "avx2": {  # speed against plain: median [least..largest] over sizes of matrices (EPYC Zen 3, one thread)
+        (torch.float32, "4"): "halves",  # 1.94 [1.34..2.66]
+        (torch.float32, "5-16"): "halves",  # 1.33 [0.91..1.80]
+        (torch.bfloat16, "5-16"): "widened",  # 1.49 [1.07..2.56]
+        (torch.bfloat16, "many"): "widened",  # 3.71 [2.85..4.54]
+    },
+    "other": {},
+}
+
+
+@functools.cache
+def processor_class():
+    """The row of the table for this processor: the first of its features in the order amx, avx512_bf16, and so on."""
+
+    def has(feature):
+        return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
+
+    if has("amx_tile"):
+        return "amx"
+    if has("avx512_bf16"):
+        return "avx512_bf16"
+    if has("avx512") and has("vnni"):
+        return "avx512_vnni"
+    return "avx2" if has("avx2") and not has("avx512") else "other"
+
+
+def row_class(rows):
+    """The name of a number of rows in the table. Example: 1 -> "1", 3 -> "2-3", 17 -> "many"."""
+    return next((name for name, most in ROW_CLASSES.items() if rows <= most), "many")
+
+
+def choose(x, weight):
+    """The way for a product; it depends on nothing but the processor, dtypes, shapes and gradients."""
+    if weight.numel() < LARGE or not weight.is_contiguous() or x.numel() == 0:
+        return plain
+    if x.device.type != "cpu" or weight.device.type != "cpu" or x.dtype != weight.dtype:
+        return plain
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return plain
+    rows = x.numel() // x.shape[-1]
+    return WAYS[TABLE[processor_class()].get((weight.dtype, row_class(rows)), "plain")]
+
+
+def linear(x, weight, bias=None):
+    """x @ weight.T + bias by the way of the table. Shapes: x [..., I], weight [O, I], bias [O] -> [..., O]."""
+    way = choose(x, weight)
+    if way is plain:
         return F.linear(x, weight, bias)
-    if torch.are_deterministic_algorithms_enabled():
-        return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])  # [R, I]
-    out = product(rows, weight)  # [R, O]
+    out = way(x.reshape(-1, x.shape[-1]), weight)  # [R, O]
     if bias is not None:
         out = out + bias  # [R, O]
     return out.view(*x.shape[:-1], -1)
 
 
-def packed(x, weight, bias=None):
-    """The same with a weight that `pack` has rearranged. Fewer than four rows are padded to N = 4, which oneDNN is quicker at."""
-    if x.requires_grad:  # oneDNN's operator gives no gradient
-        return F.linear(x, weight.to_dense(), bias)
-    rows = x.reshape(-1, x.shape[-1])  # [R, I]
-    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [N, I]
-    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [N, O]
-    return out[: len(rows)].view(*x.shape[:-1], len(weight))
+# ---- modules
+
+_inside = contextvars.ContextVar("fast products", default=False)  # of this thread or task
 
 
-def pack(module):
-    """Rearranges the weights of every `Linear` in a module, one by one, in the order in which oneDNN reads them.
+@contextlib.contextmanager
+def fast_products():
+    """Within it, modules that `use_fast_products` made with ``always=False`` take the products of the table.
 
-    For those who decode several rows at a time. A weight keeps its name, shape and size; ``to_dense()`` gives
-    its numbers back.
-    Raises: ValueError where this processor or the dtype has no such order.
+    It holds for the thread that enters it. Do not ``yield`` from a generator within it: the caller would be inside too.
     """
-    for each in [m for m in module.modules() if isinstance(m, Linear)]:
-        weight = each.weight
-        if not packable(weight.dtype) or weight.device.type != "cpu":
-            raise ValueError(f"weights in {str(weight.dtype)[6:]} on {weight.device.type} cannot be packed here")
-        each.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
 
 
-def packable(dtype):
-    """Whether torch has oneDNN, and oneDNN has kernels for the dtype on this processor."""
+class FastLinear(nn.Linear):
+    """`nn.Linear` with the products of the table: always, or within `fast_products` only. It takes over the weights."""
+
+    def __init__(self, linear, always=True):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.always = linear.in_features, linear.out_features, always
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x):
+        product = linear if self.always or _inside.get() else F.linear
+        return product(x, self.weight, self.bias)
+
+
+class FastTiedHead(TiedHead):
+    """`TiedHead` with the products of the table: always, or within `fast_products` only."""
+
+    def __init__(self, embed_tokens, always=True):
+        super().__init__(embed_tokens)
+        self.always = always
+
+    def forward(self, hidden):
+        product = linear if self.always or _inside.get() else F.linear
+        return product(hidden, self.shared[0].weight)
+
+
+def use_fast_products(module, always=True):
+    """Replaces the plain linear maps and tied heads inside a module, loaded or not, by those of the table."""
+    for owner in [*module.modules()]:
+        for name, child in [*owner.named_children()]:
+            if type(child) is nn.Linear:
+                setattr(owner, name, FastLinear(child, always))
+            elif type(child) is TiedHead:
+                setattr(owner, name, FastTiedHead(child.shared[0], always))
+
+
+# ---- packed weights
+
+
+class PackedLinear(nn.Linear):
+    """`nn.Linear` whose weight is stored in the order in which oneDNN's kernels read it. `pack_weight` fills it."""
+
+    def __init__(self, linear):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x):
+        return packed_linear(x, self.weight, self.bias)
+
+
+def packed_linears(module):
+    """Replaces the plain linear maps inside a module by `PackedLinear`, whose weights `pack_weight` has to set.
+
+    This is for callers that decode several rows at a time: four rows in bfloat16 are 1.4 times as fast, one row is slower.
+    """
+    for owner in [*module.modules()]:
+        for name, child in [*owner.named_children()]:
+            if type(child) is nn.Linear:
+                setattr(owner, name, PackedLinear(child))
+
+
+def pack_weight(owner, leaf, tensor):
+    """Sets one tensor of a checkpoint, as `set_param` does; the weight of a `PackedLinear` is packed first.
+
+    A packed weight keeps its shape and its size in bytes; ``to_dense()`` gives the plain one back.
+    Raises: ValueError if this processor, or the dtype, has no packed order.
+    """
+    if type(owner) is PackedLinear and leaf == "weight":
+        if tensor.device.type != "cpu" or not can_pack(tensor.dtype):
+            place = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}"
+            raise ValueError(f"weights in {place} cannot be packed on this machine: leave pack out")
+        tensor = torch.ops.mkldnn._reorder_linear_weight(tensor, None)
+    set_param(owner, leaf, tensor)
+
+
+def can_pack(dtype):
+    """Whether this torch has oneDNN, and oneDNN has kernels for the dtype on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` through `linear`."""
-
-    def forward(self, x):
-        return linear(x, self.weight, self.bias)
+def packed_linear(x, weight, bias=None):
+    """x @ weight.T + bias with a packed weight. Fewer than four rows are padded to N = 4, for which oneDNN is faster."""
+    if not weight.is_mkldnn or torch.is_grad_enabled() and x.requires_grad:  # oneDNN's operator gives no gradient
+        return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
+    rows = x.reshape(-1, x.shape[-1])  # [R, I]
+    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [N, I]
+    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [N, O]
+    return out[: len(rows)].view(*x.shape[:-1], len(weight))

@@ -1,1 +1,1 @@
-"""Speech: the networks that turn text into codec tokens and those into sound, and text made speakable."""
+"""The networks of speech (text rows to codec tokens to sound), and the preparation of text for them."""
