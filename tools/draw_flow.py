@@ -51,7 +51,7 @@ class Run:
 
 def observe(folder=ROOT / "weights/demo", image=EXAMPLE):
     """Answers the default request and returns a `Run`. Only inputs and outputs of modules are read."""
-    vita = Vita.from_pretrained(folder)
+    vita = Vita.from_pretrained(folder, dtype=torch.float32, kernels="plain")  # the figure must not depend on the processor
     seen = {}
 
     def keep(name, module):

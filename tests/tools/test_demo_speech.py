@@ -1,11 +1,12 @@
-"""Spoken questions keep to the demo world's rules, in every voice. Run: pytest tests/test_demo_speech.py"""
+"""Spoken questions keep to the demo world's rules, in every voice. Test: ``pytest tests/tools/test_demo_speech.py``"""
 
 import random
 
 import numpy as np
 import pytest
 
-from tools.demo import speech, world
+from tools.demo import speech
+from tools.demo.scene import HELD_OUT, PAIRS
 
 try:
     speech.speak("Hello.", speech.Manner("en", 170, 50))
@@ -14,14 +15,14 @@ except ValueError:
 
 
 def pairs_in(text):
-    return {(c, s) for c, s in world.PAIRS if f"{c} {s}" in text}
+    return {(c, s) for c, s in PAIRS if f"{c} {s}" in text}
 
 
 def test_nothing_that_is_kept_out_is_said_in_training():
     rng = random.Random(1)
     for _ in range(400):
         text, manner = speech.question(rng), speech.manner(rng)
-        assert not pairs_in(text) & world.HELD_OUT and not speech.is_kept_out(text)
+        assert not pairs_in(text) & HELD_OUT and not speech.is_kept_out(text)
         assert not manner.voice.startswith(speech.STRANGE_ACCENT) and not manner.voice.endswith(speech.STRANGE_VARIANTS)
         assert not 182 <= manner.speed <= 194 and not 60 <= manner.pitch <= 66
 
@@ -114,3 +115,18 @@ def test_noise_gain_and_pauses_change_the_sound_and_not_the_words():
     heard = [speech.lesson(text, manner, Words(text), random.Random(seed)) for seed in range(6)]
     assert len({round(lesson.bank.mean().item(), 3) for lesson in heard}) == 6
     assert all({0, 1, 4, 5} <= set(lesson.labels.tolist()) for lesson in heard)
+
+
+def test_a_sound_without_words_has_silence_at_every_position():
+    rng = random.Random(0)
+    made = [speech.noise_lesson(rng) for _ in range(12)]
+    for lesson in made:
+        assert lesson.labels.tolist() == [speech.SILENCE] * ((len(lesson.bank) + 1) // 8)
+        assert 40 <= len(lesson.bank) <= 400 and lesson.bank.isfinite().all()
+    assert len({round(lesson.bank.mean().item(), 3) for lesson in made}) == 12
+
+
+def test_talk_about_other_things_is_said_too():
+    rng = random.Random(0)
+    asked = [speech.question(rng) for _ in range(300)]
+    assert 10 < sum("shape" not in text and not any(w in text.lower() for w in ("star", "color", "object")) for text in asked)

@@ -15,6 +15,7 @@ from vita_ref.speech import Speech
 from vita_ref.voice.vocoder import (
     Vocoder,
     fold_weight_norm,
+    most_similar,
     split_quiet,
     stretch,
     trim_context,
@@ -322,6 +323,14 @@ def test_stretching_keeps_the_order_of_sounds():
     stretched = stretch(torch.cat([sine(12000, 200), sine(12000, 900)]), 1.5)
     assert abs(pitch(stretched[:7000]) - 200) <= 10
     assert abs(pitch(stretched[9000:]) - 900) <= 10
+
+
+def test_a_frame_continues_where_the_sound_is_most_similar_and_not_where_it_is_loudest():
+    frame, noise = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
+    candidates = torch.zeros(400)
+    candidates[40:140] = frame
+    candidates[250:350] = 10 * (frame + noise)
+    assert most_similar(candidates, frame) == 40
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.9, 2.0])

@@ -257,13 +257,13 @@ def stretch(waveform, speed, *, frame=960, search=240):
             start += search
         else:
             candidates = padded[start : start + frame + 2 * search]
-            start += _most_similar(candidates, padded[continuation : continuation + frame])
+            start += most_similar(candidates, padded[continuation : continuation + frame])
         out[i * step : i * step + frame] += window * padded[start : start + frame]
         continuation = start + step
     return out[step : step + length]
 
 
-def _most_similar(candidates, frame):
+def most_similar(candidates, frame):
     """The offset in ``candidates`` at which the samples correlate most with ``frame``, relative to their energy."""
     correlation = F.conv1d(candidates[None, None], frame[None, None])[0, 0]
     energy = F.avg_pool1d(candidates.square()[None, None], len(frame), 1)[0, 0]
