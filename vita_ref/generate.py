@@ -16,13 +16,14 @@ import torch
 from .cli.flags import check, parser, sampling_options, world_size
 from .cli.requests import GROUP, prepare_requests, read_requests
 from .cli.speak import speech_file
-from .cli.terminal import exit_status, loading_bar, watched
+from .cli.terminal import exit_status, loading_bar, only_first_rank_prints, watched
 from .model import Vita
 
 
 def main(argv=None):
     """Entry point; returns the exit status."""
-    return exit_status(run, parser().parse_args(argv))
+    with only_first_rank_prints():
+        return exit_status(run, parser().parse_args(argv))
 
 
 def run(args):

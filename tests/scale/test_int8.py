@@ -60,7 +60,7 @@ def test_the_bias_and_the_leading_dimensions_are_kept():
 
 
 def test_only_the_matrices_of_the_decoder_become_int8():
-    plain, small = (Vita.from_pretrained(GOLDEN, quantize=q) for q in (None, "int8"))
+    plain, small = (Vita.from_pretrained(GOLDEN / "checkpoint", quantize=q) for q in (None, "int8"))
     rounded = {n for n, m in small.named_modules() if type(m) is Int8Linear}
     assert rounded == {n for n, m in plain.decoder.named_modules(prefix="decoder") if isinstance(m, nn.Linear)}
     assert small.decoder.embed_tokens.weight.equal(plain.decoder.embed_tokens.weight)

@@ -1,7 +1,6 @@
 """``--dry-run``: what the requests need, from config, tokenizer and media alone."""
 
 import json
-import os
 
 import torch
 
@@ -27,5 +26,4 @@ def dry_run(a):
     report |= budget.estimate(vita.config, prepared, **options)
     if ranks > 1:
         report["each_rank"] = budget.estimate(budget.rank_config(vita.config, ranks), prepared, **options)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the first prints
-        print(json.dumps(report, ensure_ascii=False) if a.json else budget.format_table(report))
+    print(json.dumps(report, ensure_ascii=False) if a.json else budget.format_table(report))

@@ -3,7 +3,6 @@
 from ..scale import parallel
 
 
-@parallel.only_first_rank_prints()
 def run_ranks(args, load, answer_all):
     """Loads in all processes, or fails in all of them with the same message; then answers."""
     with parallel.process_group(args.device) as args.device:

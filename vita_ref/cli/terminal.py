@@ -1,5 +1,7 @@
 """Standard error: progress, and one line for every error that the user can fix."""
 
+import contextlib
+import os
 import re
 import sys
 import warnings
@@ -22,6 +24,20 @@ def exit_status(function, args):
         print("vita_ref: there is not enough memory: --dry-run prints what a request needs", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def only_first_rank_prints():
+    """Discards standard output and standard error of all processes of torchrun but the first."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def watched(args):

@@ -151,14 +151,3 @@ def all_or_none():
     errors = [e for e in errors if e is not None]
     if errors:
         raise ValueError(errors[0])
-
-
-@contextlib.contextmanager
-def only_first_rank_prints():
-    """Discards standard output and standard error of all ranks but the first."""
-    with contextlib.ExitStack() as stack:
-        if num_processes() > 1 and os.environ.get("RANK", "0") != "0":
-            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(null))
-            stack.enter_context(contextlib.redirect_stderr(null))
-        yield
