@@ -226,7 +226,8 @@ def shows_kept_out(shown):
     for thing in shown.things:
         if not {thing.color, thing.shape} & dict(shown.names).keys() and thing.shape != "blob":
             colours = [COLOURS[colour] for colour, shape in HELD_OUT if shape == thing.shape]
-            if (thing.color, thing.shape) in HELD_OUT and thing.named or not thing.named and any(math.dist(thing.rgb, c) <= 60 for c in colours):
+            near = any(math.dist(thing.rgb, colour) <= 60 for colour in colours)
+            if (thing.color, thing.shape) in HELD_OUT if thing.named else near:
                 yield thing
 
 
