@@ -226,12 +226,15 @@ def mixed(found, rng):
 
 
 def conversation(scene, rng, turns=4):
-    """(text, answers) of so many turns: a question about one object, then such as refer to it or to what was asked."""
+    """(text, answers) of so many turns: a question about one object, then such as refer to it or to what was asked.
+
+    Empty or shorter where the scene does not allow it.
+    """
     thing = scene.things[rng.integers(len(scene.things))]
     kind = str(rng.choice(["color", "size", "where"]))
     said = [_turn(kind, f"the {thing.name}" if kind != "color" else f"the {thing.shape}", thing, scene)]
     for _ in range(20):
-        if len(said) == turns:
+        if len(said) == turns or not said[0][1]:
             break
         others = [t for t in scene.things if t is not thing and (kind != "color" or _unique(t, 1, scene))]
         step = rng.integers(4)
@@ -252,7 +255,7 @@ def conversation(scene, rng, turns=4):
             if new != kind:
                 kind = new
                 said.append(_turn(kind, "it", thing, scene))
-    return [turn for turn in said if turn[1]]
+    return said if said[0][1] else []
 
 
 def _unique(thing, trait, scene):

@@ -276,7 +276,10 @@ def random_background(rng, style, colors):
             return tuple(ground.tolist()), tuple(slope.tolist())
 
 
-def random_scene(rng, style=Style()):
+ORDINARY = Style()
+
+
+def random_scene(rng, style=ORDINARY):
     """One to three objects, by the rules of the demo world."""
     while True:
         pairs = _random_pairs(rng, int(rng.choice(style.counts)), style.held_out)

@@ -341,13 +341,17 @@ def test_the_answers_of_the_page():
     assert questions.beside_answer(TWO_STARS.things[0], "above", TWO_STARS) == "Nothing."
 
 
+def talk_about(shown, kinds, rng, turns):
+    return conversation.converse(shown, lambda: questions.ask(shown, rng.choice(kinds), rng), rng, turns)
+
+
 @properties
 def test_no_question_or_answer_names_a_kept_out_pair_unless_it_means_something_made_up(seed):
     rng = random.Random(seed)
     for held_out in (False, True):
         shown = scene.sample_scene(rng, held_out)
         turns = [questions.ask(shown, kind, rng) for kind in questions.ASKERS for _ in range(3)]
-        turns += conversation.converse(shown, lambda: questions.ask(shown, rng.choice(list(questions.ASKERS)), rng), rng, 4)
+        turns += talk_about(shown, tuple(questions.ASKERS), rng, 4)
         text = " ".join(f"{t.text} {' '.join(t.answers)}" for t in turns if t).lower()
         assert not [name for name in NEVER if name in text]
     assert not [name for name in NEVER for _ in range(20) if name in topics.other_question(rng).lower()]
@@ -368,7 +372,7 @@ def test_about_half_of_the_existence_questions_are_answered_yes(seed):
 def test_in_a_conversation_it_is_the_object_of_the_turn_before(seed):
     rng = random.Random(seed)
     shown = scene.sample_scene(rng)
-    turns = conversation.converse(shown, lambda: questions.ask(shown, rng.choice(("color", "size", "where")), rng), rng, 6)
+    turns = talk_about(shown, ("color", "size", "where"), rng, 6)
     assert 1 <= len(turns) <= 6
     for before, turn in itertools.pairwise(turns):
         words = re.findall("[a-z]+", turn.text.lower())

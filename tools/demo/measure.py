@@ -216,7 +216,8 @@ def converse(count, seed, answer_batch, turns=4):
             given.append(answer.strip())
     for _, said, given in talks:
         right = [answer in answers for answer, (_, answers) in zip(given, said)]
-        task = Task("follow-ups", f"all of {turns} turns", (), {"prompt": " / ".join(text for text, _ in said)}, tuple(a[0] for _, a in said))
+        request, answers = {"prompt": " / ".join(text for text, _ in said)}, tuple(a[0] for _, a in said)
+        task = Task("follow-ups", f"all of {turns} turns", (), request, answers)
         yield task, " / ".join(given), all(right)
 
 

@@ -15,7 +15,12 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tools.demo.shapes import SHAPES, polar, turn, unit_outline
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789&?!#%"
-WORDS = ["file", "edit", "view", "help", "save", "open", "close", "cancel", "ok", "search", "settings", "name", "price", "total", "date", "menu", "home", "page", "next", "the", "of", "and", "to", "in", "is", "it", "on", "for", "with", "sale", "menu", "chapter", "exit", "free", "new", "error", "login", "user", "welcome"]  # fmt: skip
+WORDS = (
+    "file", "edit", "view", "help", "save", "open", "close", "cancel", "ok", "search",
+    "settings", "name", "price", "total", "date", "menu", "home", "page", "next", "the",
+    "of", "and", "to", "in", "is", "it", "on", "for", "with", "sale",
+    "menu", "chapter", "exit", "free", "new", "error", "login", "user", "welcome",
+)  # fmt: skip
 
 
 def draw_outside(width, height, rng):

@@ -6,9 +6,12 @@
     finish    decoder and audio encoder are fitted to what the finished tower writes; it stays as it is, for learning
               from answers it grew worse at pairs of colour and shape that it had not met
 
-One stage follows the other; each saves every few minutes and goes on where it stopped (SIGTERM saves and ends, and
-``kill -STOP`` and ``-CONT`` pause). The same seed gives the same weights on the same machine and thread count. Processes that share a folder divide
-the stages: ``--only decoder`` may run beside ``--only vision``. Every picture, question and utterance is new.
+One stage follows the other. Each saves every few minutes and goes on where it stopped: SIGTERM saves and ends the run,
+``kill -STOP`` and ``kill -CONT`` pause it. The same seed gives the same weights on the same machine and number of threads.
+Processes that share a folder divide the stages: ``--only decoder`` may run beside ``--only vision``. Every picture,
+question and utterance is new.
+
+Test: ``pytest tests/tools/test_train.py``
 """
 
 import argparse
