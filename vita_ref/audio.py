@@ -1,18 +1,17 @@
 """The audio encoder (Whale), and the adapter that turns its output into positions of the prompt.
 
-    filter bank  [N, T, M]   100 frames a second
-    normalise    [N, T, M]   each bin to mean 0 and variance 1 over the training data
-    subsample    [N, P, U]   two convolutions, each of which halves time: 25 positions a second
+    filter bank  [N, J, M]   100 frames a second
+    normalise    [N, J, M]   each bin to mean 0 and variance 1 over the training data
+    subsample    [N, P, C]   two convolutions, each of which halves time: 25 positions a second
     encode       [N, P, E]   a bidirectional transformer
     adapt        [N, A, D]   a convolution that halves time again: 12.5 rows a second, as wide as the decoder
 
-Ten seconds have T = 998 frames, P = 248 positions in the encoder and A = 124 positions in the prompt.
+Ten seconds have J = 998 frames, P = 248 positions in the encoder and A = 124 positions in the prompt.
 
 No position depends on frames after the end of its sound, so sounds of different lengths can share a batch. Memory
 grows linearly with the length: convolutions and attention work on blocks of positions. An hour has P = 90,000.
 
-N sounds, T frames, M mel bins, P encoder positions, A prompt positions, U width of the subsampling and Q its bands,
-E width of the encoder, H heads, K head size, D width of the decoder.
+N sounds, J frames, M mel bins, C channels, P encoder, A prompt positions, E width, H heads, K head size, D decoder width.
 
 Test: ``pytest tests/test_audio.py``
 """
@@ -31,7 +30,7 @@ MASKED = -3e4  # added to a score: far below any real score, and still within fl
 
 
 def audio_token_count(frames):
-    """The number of prompt positions A of a sound with T frames, an int or a tensor.
+    """The number of prompt positions A of a sound with J frames, an int or a tensor.
 
     Upstream slices a mask of the frames by ``[2::2][2::2][0::2]``. This is the length that is left.
 
@@ -42,7 +41,7 @@ def audio_token_count(frames):
 
 
 def encoder_position_count(frames):
-    """The number of encoder positions P of a sound with T frames, an int or a tensor of at least 3."""
+    """The number of encoder positions P of a sound with J frames, an int or a tensor of at least 3."""
     return (frames - 3) // 4
 
 
@@ -73,12 +72,12 @@ class AudioEncoder(nn.Module):
     def forward(self, fbank, lengths):
         """The prompt rows of sounds that are padded to one length. Learned prompts, if any, come before each sound.
 
-        Shapes: fbank [N, T, M] float, lengths [N] frames -> AudioOutput([N, A, D], [N] rows)
+        Shapes: fbank [N, J, M] float, lengths [N] frames -> AudioOutput([N, A, D], [N] rows)
         Raises: ValueError if the shapes do not match, or a sound is too short for one position.
         """
         lengths = torch.as_tensor(lengths, dtype=torch.long)
         self._check(fbank, lengths)
-        normal = self.normalise(fbank[:, : int(lengths.max())])  # [N, T, M]
+        normal = self.normalise(fbank[:, : int(lengths.max())])  # [N, J, M]
         lengths = lengths.to(fbank.device)
         positions = encoder_position_count(lengths)  # [N]
         hidden = self.encode(self.subsample(normal), positions)  # [N, P, E]
@@ -91,16 +90,16 @@ class AudioEncoder(nn.Module):
         return AudioOutput(embeds, counts + self.config.num_prompts)
 
     def normalise(self, fbank):
-        """[N, T, M] -> [N, T, M], in the dtype of the weights."""
-        normal = self.encoder["global_cmvn"](fbank)  # [N, T, M]
-        return normal.to(self.adpter.conv1d2.weight.dtype)  # [N, T, M]
+        """[N, J, M] -> [N, J, M], in the dtype of the weights."""
+        normal = self.encoder["global_cmvn"](fbank)  # [N, J, M]
+        return normal.to(self.adpter.conv1d2.weight.dtype)  # [N, J, M]
 
     def subsample(self, normal):
-        """[N, T, M] -> [N, P, U]"""
-        return self.encoder["enc"][0]["core"](normal)  # [N, P, U]
+        """[N, J, M] -> [N, P, C]"""
+        return self.encoder["enc"][0]["core"](normal)  # [N, P, C]
 
     def encode(self, x, lengths):
-        """[N, P, U] and [N] encoder positions -> [N, P, E]. Rows after a length have no meaning."""
+        """[N, P, C] and [N] encoder positions -> [N, P, E]. Rows after a length have no meaning."""
         return self.encoder["enc"][1](x, lengths)  # [N, P, E]
 
     def adapt(self, hidden, lengths):
@@ -135,7 +134,7 @@ class Normalisation(nn.Module):
         self.register_buffer("istd", torch.ones(config.num_mel_bins))
 
     def forward(self, fbank):
-        return (fbank - self.mean) * self.istd  # [N, T, M]
+        return (fbank - self.mean) * self.istd  # [N, J, M]
 
 
 class Subsampling(nn.Module):
@@ -154,11 +153,11 @@ class Subsampling(nn.Module):
         """In blocks, since the first convolution's output is 250 times as large as its input."""
         count = encoder_position_count(x.shape[1])  # position i depends on the frames 4i to 4i + 6
         starts = range(0, count, BLOCK)
-        return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)  # [N, P, U]
+        return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)  # [N, P, C]
 
     def _block(self, x):
-        x = self.conv(x[:, None])  # [N, U, P, Q]
-        return self.out(x.transpose(1, 2).flatten(2))  # [N, P, U]
+        x = self.conv(x[:, None])  # [N, C, P, bands]
+        return self.out(x.transpose(1, 2).flatten(2))  # [N, P, C]
 
 
 class Transformer(nn.Module):
@@ -174,7 +173,7 @@ class Transformer(nn.Module):
             self.after_norm = nn.LayerNorm(width, eps)
 
     def forward(self, x, lengths):
-        """Shapes: x [N, P, U], lengths [N] positions -> [N, P, E]"""
+        """Shapes: x [N, P, C], lengths [N] positions -> [N, P, E]"""
         kind, size = self.config.position_encoding, x.shape[1]
         x = self.embed(x)  # [N, P, E]
         table = sinusoids(size, x.shape[2], x.device).to(x.dtype)  # [P, E]

@@ -5,7 +5,7 @@ A pass that fails in between leaves the cache as it was. The cache also keeps, r
 and the position id of each column: the next position id is known for every row, whatever its padding or its shared
 position ids.
 
-L layers, B rows of the batch, G key/value heads, T columns, K head size.
+L decoder layers, B batch rows, G key/value heads, S new positions, T cached and new positions, K head size.
 
 Test: ``pytest tests/test_cache.py``
 """
@@ -16,7 +16,7 @@ GROWTH = 512  # columns added at a time if there is no limit; the first pass all
 
 
 class KVCache:
-    """Keys and values [L, B, G, T, K], filled from the left.
+    """Keys and values [L, B, G, capacity, K], filled from the left.
 
     ``max_length=None`` grows in steps; a number allocates the memory once, and writing more is an error.
     """
@@ -25,13 +25,13 @@ class KVCache:
         self.limit, self.length = max_length, 0
         self.padded = False  # whether any filled column is padding
         shape = (num_layers, batch_size, num_kv_heads, max_length or 0, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, G, T, K]
-        self.values = torch.empty_like(self.keys)  # [L, B, G, T, K]
-        self.real = torch.zeros(batch_size, shape[3], dtype=torch.bool, device=device)  # [B, T]
-        self.positions = torch.zeros(batch_size, shape[3], dtype=torch.long, device=device)  # [B, T]
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, G, capacity, K]
+        self.values = torch.empty_like(self.keys)  # [L, B, G, capacity, K]
+        self.real = torch.zeros(batch_size, shape[3], dtype=torch.bool, device=device)  # [B, capacity]
+        self.positions = torch.zeros(batch_size, shape[3], dtype=torch.long, device=device)  # [B, capacity]
 
     def write(self, layer, keys, values):
-        """Puts [B, G, n, K] behind the filled part and returns views of all columns, [B, G, length + n, K].
+        """Writes [B, G, S, K] behind the filled part and returns views of all columns, [B, G, T, K].
 
         Raises: ValueError if the shapes differ from the cache's, or the columns are more than fit.
         """
@@ -48,12 +48,12 @@ class KVCache:
     def advance(self, n, real=None, positions=None):
         """Adds the ``n`` columns that every layer has written to the length.
 
-        Shapes: real [B, n] bool, None if no column is padding; positions [B, n] long, None to count on.
+        Shapes (S = n): real [B, S] bool, None if no column is padding; positions [B, S] long, None to count on.
         """
         end = self.length + n
         self._reserve(end)
         if positions is None:
-            positions = self.next_positions[:, None] + torch.arange(n, device=self.positions.device)  # [B, n]
+            positions = self.next_positions[:, None] + torch.arange(n, device=self.positions.device)  # [B, S]
         self.positions[:, self.length : end] = positions
         self.real[:, self.length : end] = True if real is None else real
         self.padded = self.padded or real is not None
@@ -68,7 +68,7 @@ class KVCache:
 
     @property
     def mask(self):
-        """Which filled columns are not padding, [B, length] bool."""
+        """Which filled columns are not padding, [B, T] bool."""
         return self.real[:, : self.length]
 
     @property
@@ -87,7 +87,7 @@ class KVCache:
         return self.keys.nbytes + self.values.nbytes
 
     def __getitem__(self, layer):
-        """Keys and values of one layer, the filled part: each [B, G, length, K]."""
+        """Keys and values of one layer, the filled part: each [B, G, T, K]."""
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
     def _reserve(self, needed):

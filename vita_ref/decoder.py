@@ -5,8 +5,7 @@
 It knows nothing of images or sound: any rows of width D may come in. Parameters have the names of the checkpoint,
 ``model.layers.0.self_attn.q_proj.weight`` and so on.
 
-B batch, S new positions, T cached and new positions, D model width, H query heads, G key/value heads, K head size,
-F MLP width, V vocabulary, L layers.
+B batch rows, S new, T all positions, D width, L layers, H query, G key/value heads, K head size, F MLP, V vocabulary.
 
 Test: ``pytest tests/test_decoder.py``
 """

@@ -6,7 +6,7 @@
 
 An 800 x 600 image is stretched to 4 x 3 tiles of 448 x 448 pixels. With the thumbnail these are N = 13 tiles.
 
-N tiles; tile, width and height in pixels.
+N tiles, X, Y width and height in pixels; tile, the side of a tile in pixels.
 
 Test: ``pytest tests/test_image.py``
 """
@@ -108,12 +108,12 @@ def _check_grid(width, height, tile, max_tiles, min_tiles):
 
 
 def _normalise(image, mean, std):
-    """An RGB image as [3, height, width] float32: scaled from 0..255 to 0..1, then normalised by channel."""
-    pixels = torch.from_numpy(np.array(image))  # [height, width, 3]
-    pixels = pixels.permute(2, 0, 1).float() / 255  # [3, height, width]
+    """An RGB image as [3, Y, X] float32: scaled from 0..255 to 0..1, then normalised by channel."""
+    pixels = torch.from_numpy(np.array(image))  # [Y, X, 3]
+    pixels = pixels.permute(2, 0, 1).float() / 255  # [3, Y, X]
     mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
     std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
-    return (pixels - mean) / std  # [3, height, width]
+    return (pixels - mean) / std  # [3, Y, X]
 
 
 # ---- an image as a single tile, which video frames need

@@ -1,7 +1,6 @@
 """The arguments of a forward pass, declared once, and their checks.
 
-B batch, S positions, D model width, N images or sounds, T frames, M mel bins, A positions of a sound, Y and X height
-and width in pixels.
+B batch rows, S new positions, D decoder width.
 
 Test: ``pytest tests/test_model.py``
 """

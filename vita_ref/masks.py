@@ -9,7 +9,7 @@ A query sees the keys up to its own column that are not padding:
 
 A padding column also sees itself. Otherwise its softmax would have no entry, which gives NaN. No other query sees it.
 
-B batch, S new columns, T cached and new columns.
+B batch rows, S new positions (columns), T cached and new positions, D decoder width.
 
 Test: ``pytest tests/test_masks.py``
 """
@@ -33,7 +33,7 @@ class Mask(NamedTuple):
     allowed: torch.Tensor | None = None
 
     def rows(self, start, stop, device=None):
-        """The mask of the queries ``start`` to ``stop``: [B or 1, 1, stop - start, keys] bool, or None if they see all.
+        """The mask of the queries ``start`` to ``stop``: [B or 1, 1, stop-start, keys] bool, or None if they see all.
 
         The keys end with the last of these queries.
         """

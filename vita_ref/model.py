@@ -4,7 +4,8 @@
 
 `Vita.steps` is the loop. `generate`, `respond`, `respond_batch` and the command line only wrap it.
 
-B batch, S positions, D model width, V vocabulary, N images or sounds, T frames, M mel bins, G new tokens.
+B batch rows, S new positions, D decoder width, V vocabulary, N images, tiles or sounds, I positions of an image, A of a
+sound, X, Y width and height in pixels, J frames, M mel bins, W samples; n ids of a row.
 
 Test: ``pytest tests/test_model.py``
 """
@@ -86,7 +87,7 @@ class Vita(nn.Module):
     # ---- images and sounds to features
 
     def encode_images(self, pixel_values):
-        """Shapes: [N, 3, height, width] normalised pixels -> [N, V, D].
+        """Shapes: [N, 3, Y, X] normalised pixels -> [N, I, D].
 
         Raises: ValueError if the checkpoint has no vision tower, or the pixels do not fit it.
         """
@@ -96,7 +97,7 @@ class Vita(nn.Module):
         return self.projector(self.vision(pixel_values.to(like.device, like.dtype)))
 
     def encode_audios(self, fbank, lengths):
-        """Shapes: [N, T, M] filter banks, [N] frames -> embeds [N, T', D] and lengths [N] in positions.
+        """Shapes: [N, J, M] filter banks, [N] frames -> embeds [N, A, D] and lengths [N] in positions.
 
         Raises: ValueError if the checkpoint has no audio encoder, or a sound is too short for it.
         """
@@ -106,7 +107,7 @@ class Vita(nn.Module):
         return self.audio(fbank.to(like.device, like.dtype), lengths)
 
     def image_features(self, images, sf_masks=None):
-        """Features [V_i, D] for each placeholder: of a row of a tensor, or of all tiles of a list's entry."""
+        """Features [I_i, D] for each placeholder: of a row of a tensor, or of all tiles of a list's entry."""
         if images is None:
             return []
         tiles = [x if x.dim() == 4 else x[None] for x in images]
@@ -114,7 +115,7 @@ class Vita(nn.Module):
             encoded = self.encode_images(torch.cat(tiles)).split([len(t) for t in tiles])
         else:
             encoded = [self.encode_images(t) for t in tiles]
-        features = [x.flatten(0, 1) for x in encoded]  # each [V_i, D]
+        features = [x.flatten(0, 1) for x in encoded]  # each [I_i, D]
         if sf_masks is None:
             return features
         if len(sf_masks) != len(features):
@@ -126,7 +127,7 @@ class Vita(nn.Module):
     def audio_features(self, audios):
         """Features [A_i, D] of each sound.
 
-        ``audios`` is a dict: "audios", filter banks [N, T, M], embeddings [N, A, D] or a list of such rows; "lengths"
+        ``audios`` is a dict: "audios", filter banks [N, J, M], embeddings [N, A, D] or a list of such rows; "lengths"
         [N], how many rows are real; "lengths_for_llm" [N], how many positions to keep, where more than there are
         means all; "kind", "fbank" or "embeds" if the width does not tell; "state_labels" [N], see `splice`.
         Raises: ValueError if a length, the kind or a width does not match.
@@ -136,7 +137,7 @@ class Vita(nn.Module):
         rows, kept, is_bank = audio_rows(audios, self.config)
         banks, encoded, prompts = [row for row, bank in zip(rows, is_bank) if bank], iter(()), 0
         if banks:
-            padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, T, M]
+            padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, J, M]
             embeds = self.encode_audios(padded, [len(bank) for bank in banks]).embeds  # [N, A, D]
             prompts = self.config.audio.num_prompts
             encoded = (e[: audio_token_count(len(bank)) + prompts] for e, bank in zip(embeds, banks))
@@ -156,7 +157,7 @@ class Vita(nn.Module):
             return Inputs(embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
         mask = batch.attention_mask
         if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
-            mask = mask[:, -batch.input_ids.shape[1] :]  # [B, I]; it may cover the cached columns too
+            mask = mask[:, -batch.input_ids.shape[1] :]  # [B, n]; it may cover the cached columns too
         spliced = splice(
             batch.input_ids,
             self.embed,
@@ -186,12 +187,12 @@ class Vita(nn.Module):
     def forward(self, input_ids=None, *, cache=None, output_hidden_states=False, output_attentions=False, **batch):
         """One pass over a batch. It goes on from ``cache`` if one is given.
 
-        The other arguments are the fields of `Batch`: images [N, 3, Y, X] or a list of [3, Y, X] or [F, 3, Y, X];
+        The other arguments are the fields of `Batch`: images [N, 3, Y, X] or a list of [3, Y, X] or [N, 3, Y, X];
         audios a dict (see `audio_features`); attention_mask [B, S], bool or 0 and 1; position_ids [B, S] long; labels
         [B, S] long, those below zero not counted; inputs_embeds [B, S, D]; sf_masks, a number for each image;
         shared_v_pid_stride, an int.
 
-        Shapes: input_ids [B, S] long, or a list of [S_i].
+        Shapes: input_ids [B, n] long, or a list of [n_i].
         Raises: ValueError for shapes, numbers of media or combinations that do not match.
         """
         x = self.inputs(Batch(input_ids, **batch), cache)
@@ -242,7 +243,7 @@ class Vita(nn.Module):
 
     @torch.inference_mode()
     def generate(self, input_ids=None, *, max_new_tokens, stream=None, include_prompt=False, **options):
-        """New token ids [B, G]. Rows that ended early are filled with ``pad_token_id``.
+        """New token ids [B, new]. Rows that ended early are filled with ``pad_token_id``.
 
         Options are the fields of `Sampling` and of `Batch`. ``eos_token_id`` is an id, a list, ``()`` for none, or
         None for the checkpoint's. ``stream`` is called with each step's ids [B]. ``include_prompt`` puts input_ids in
@@ -261,7 +262,7 @@ class Vita(nn.Module):
             new.append(step.ids)
             if stream is not None:
                 stream(step.ids)
-        new = torch.stack(new, 1)  # [B, G]
+        new = torch.stack(new, 1)  # [B, new]
         return torch.cat([input_ids, new], 1) if include_prompt else new
 
     @torch.inference_mode()

@@ -8,8 +8,6 @@
 
 The functions are pure: the same arguments give the same result.
 
-S token ids.
-
 Test: ``pytest tests/test_prompt.py``
 """
 
@@ -167,7 +165,7 @@ class AnswerText:
 def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tensors=None):
     """The ids of a prompt with ``image_token_index`` for each ``<image>``; ``<audio>`` is plain text.
 
-    Shapes: a list of S ints, or [S] long with ``return_tensors="pt"``.
+    Shapes: a list of n ints, or [n] long with ``return_tensors="pt"``.
     Source: upstream's util/mm_utils.py:45.
     """
     return _as_tensor(_encode_around(prompt, tokenizer, {IMAGE: image_token_index}), return_tensors)
@@ -176,7 +174,7 @@ def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tens
 def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio_token_index=-500, return_tensors=None):
     """The ids of a prompt with an index for each ``<image>`` and each ``<audio>``.
 
-    Shapes: a list of S ints, or [S] long with ``return_tensors="pt"``.
+    Shapes: a list of n ints, or [n] long with ``return_tensors="pt"``.
     Source: upstream's util/mm_utils.py:72.
     """
     indices = {IMAGE: image_token_index, AUDIO: audio_token_index}

@@ -3,7 +3,7 @@
     Request("What is this?", images=["cat.jpg"]) -> prepare_request -> ids with a placeholder, tiles [N, 3, 448, 448]
     several of these -> collate -> Batch, the arguments of a forward pass
 
-S ids in a prompt, N tiles, T frames of a filter bank, M mel bins, Y and X height and width in pixels.
+N tiles or video frames, X, Y width and height, J frames of a filter bank, M mel bins, A positions of a sound, D width.
 
 Test: ``pytest tests/test_request.py``
 """
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """ids [S] long with placeholders; images, a list of [N, 3, Y, X]; sounds, a list of [T, M]."""
+    """ids [n] long with placeholders; images, a list of [N, 3, Y, X]; sounds, a list of [J, M]."""
 
     ids: torch.Tensor
     images: list
@@ -117,7 +117,7 @@ def load_image(source, request, config):
 
 
 def load_video(request, config):
-    """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [F, 3, Y, X] is taken as it is."""
+    """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [N, 3, Y, X] is taken as it is."""
     if isinstance(request.video, torch.Tensor):
         return list(request.video.split(1))
     c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
@@ -126,7 +126,7 @@ def load_video(request, config):
 
 
 def load_audio(source, config):
-    """One sound as its filter bank [T, M]; a tensor is taken as it is."""
+    """One sound as its filter bank [J, M]; a tensor is taken as it is."""
     if isinstance(source, torch.Tensor):
         return source
     c = config.audio
@@ -165,7 +165,7 @@ def image_positions(vision, tiles):
 
 
 def audio_positions(config, sound):
-    """Positions that a sound takes: a filter bank [T, M], or embeddings [A, D] which take one position a row."""
+    """Positions that a sound takes: a filter bank [J, M], or embeddings [A, D] which take one position a row."""
     encoder = config.audio
     if sound.shape[-1] == config.decoder.hidden_size != (encoder and encoder.num_mel_bins):
         return len(sound)

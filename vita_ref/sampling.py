@@ -3,6 +3,8 @@
 The order is that of Hugging Face: repetition penalty, temperature, top-k, top-p, then the draw. A filter sets the
 logits of the tokens that it removes to minus infinity. No row depends on another one: each has its own generator.
 
+B batch rows, V vocabulary.
+
 Test: ``pytest tests/test_sampling.py``
 """
 
@@ -77,7 +79,7 @@ def repetition_penalty(logits, seen, penalty):
 def seen_tokens(input_ids, attention_mask, vocab_size, device=None):
     """Which tokens occur in each prompt. Placeholders (negative ids) and padding do not count.
 
-    Shapes: input_ids [B, S], or a list of [S_i]; attention_mask [B, S] or None -> [B, V] bool.
+    Shapes: input_ids [B, n], or a list of [n_i]; attention_mask [B, n] or None -> [B, V] bool.
     """
     seen = torch.zeros(len(input_ids), vocab_size, dtype=torch.bool, device=device)  # [B, V]
     for i, row in enumerate(input_ids):

@@ -6,7 +6,7 @@
 The rows are rows of the language model's embedding table. Speech needs the text and no hidden state of that model.
 40 tokens are one second of sound. The networks are in ``voice/``.
 
-U rows of text or codec tokens, D width of the speech decoder, V codes and four special tokens, W samples of sound.
+U rows of text or codec tokens, D width of the speech decoder, V its vocabulary, W samples of sound.
 The batch is always one sentence.
 
 Test: ``pytest tests/test_speech.py``
@@ -100,7 +100,7 @@ class Speech(nn.Module):
 
         ``options`` are those of `TokenOptions`; ``generator`` draws the tokens (None: torch's own).
 
-        Shapes: embeds [n, D], or rows k times as wide (see `text_rows`).
+        Shapes: embeds [U, D], or rows that are several times as wide (see `text_rows`).
         Raises: ValueError for an option or a shape, before the first token.
         """
         return self._tokens(self.text_rows(embeds), TokenOptions(**options).check(), generator)
@@ -110,7 +110,7 @@ class Speech(nn.Module):
 
         ``context``: how many tokens at the start and at the end give context and no sound (see `Vocoder`).
 
-        Shapes: tokens [m] long, or a list -> [(m - sum(context)) * hop] float32 in -1..1.
+        Shapes: tokens [U] long, or a list -> [W] float32 in -1..1, W = (U - sum(context)) * hop.
         """
         tokens = torch.as_tensor(tokens, dtype=torch.long, device=self.decoder.norm.weight.device)
         return self.codec(tokens[None], voice, context)[0]
@@ -135,7 +135,7 @@ class Speech(nn.Module):
     def text_rows(self, embeds):
         """Rows of the language model's embedding table as rows of width D. A wide row becomes several.
 
-        Shapes: [n, k*D] -> [n*k, D].
+        Shapes: [rows, k*D] -> [U, D], U = rows * k.
         Source: upstream's web_ability_demo.py:407-410, where a row of 3584 becomes 4 of 896.
         """
         width, like = self.decoder.config.decoder.hidden_size, self.decoder.norm.weight
@@ -179,7 +179,7 @@ class Speech(nn.Module):
             yield torch.cat([pending, self._vocode_span(received, done, len(received), voice)])
 
     def _vocode_span(self, tokens, start, stop, voice):
-        """The samples of tokens[start:stop], equal to those in the sound of all tokens. Shapes: [(stop-start)*hop]."""
+        """The samples of tokens[start:stop], equal to those in the sound of all tokens. Shapes: [(stop - start) * hop]."""
         radius = self.codec.receptive_radius
         first, last = max(0, start - radius), min(len(tokens), stop + radius)
         return self.vocode(tokens[first:last], voice, (start - first, last - stop))

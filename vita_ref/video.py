@@ -1,13 +1,13 @@
 """From a video to a few of its frames as images, and the pooling of their features.
 
     load_frames     file or folder       -> RGB images of the frames that `frame_indices` chooses
-    (vision tower)  frames               -> features, one [V, D] each
+    (vision tower)  frames               -> features, one [I, D] each
     slow_fast       these features       -> [144, D] for every fourth frame and [49, D] for the others
 
 A video is a file that FFmpeg reads (through ``av``), an animated GIF, WebP or PNG (through Pillow), or a folder of
 images.
 
-V positions of a frame, D their width, Y and X rows and columns of a frame's features.
+I positions of a frame in the prompt, D decoder width, X, Y columns and rows of a frame's features.
 
 Test: ``pytest tests/test_video.py``
 """
@@ -96,8 +96,8 @@ def slow_fast(features, sf_masks):
     A mask above 0 marks a video frame, with one number for each video. In each run of equal masks, the first of every
     four frames is pooled to 12 x 12 positions (slow) and the other three to 7 x 7 (fast).
 
-    Shapes: list of [V, D], V a square number -> list of [144, D], [49, D] or, for a mask of 0, [V, D]
-    Raises: ValueError if the lengths differ, or V of a frame is not a square number.
+    Shapes: list of [I, D], I a square number -> list of [144, D], [49, D] or, for a mask of 0, [I, D]
+    Raises: ValueError if the lengths differ, or I of a frame is not a square number.
     Source: upstream vita/model/vita_arch.py:150-163, 247-307.
     """
     masks = [int(mask) for mask in sf_masks]
@@ -112,7 +112,7 @@ def slow_fast(features, sf_masks):
 
 
 def _pool(frame, side):
-    """[V, D] features of a square grid -> [side * side, D], by bilinear interpolation."""
+    """[I, D] features of a square grid -> [side * side, D], by bilinear interpolation."""
     edge = math.isqrt(len(frame))
     if edge * edge != len(frame):
         raise ValueError(f"slow_fast needs a square grid of features per frame, got {len(frame)} features")

@@ -7,7 +7,7 @@
 Hooks copy what enters and leaves the modules while they run. Nothing is computed a second time, except for names
 that begin with `derived.`. The names in the order of the flow; `tools/dump.py` adds the first and the last:
 
-    token_ids                            [B, I] long      the prompt, a negative id for each picture or sound
+    token_ids                            [B, n] long      the prompt, a negative id for each image or sound
     vision.0.tiles                       [N, 3, Y, X]     pixel values
     vision.0.embeddings                  [N, P, E]        patches and class token with their positions
     vision.0.layers.00.q, .k, .v         [N, H, P, K]     deep: what enters attention
@@ -15,11 +15,11 @@ that begin with `derived.`. The names in the order of the flow; `tools/dump.py` 
     vision.0.layers.00.attention         [N, P, E]        deep: after the output projection
     vision.0.layers.00.mlp               [N, P, E]        deep
     vision.0.layers.00                   [N, P, E]        the output of each layer
-    vision.0.tower                       [N, V, R*R*E]    scaled and shuffled
-    vision.0.projector                   [N, V, D]
-    audio.0.fbank                        [T, M]
-    audio.0.normalised                   [T, M]
-    audio.0.subsampled                   [P, U]
+    vision.0.tower                       [N, I, factor*factor*E]    scaled and shuffled
+    vision.0.projector                   [N, I, D]
+    audio.0.fbank                        [J, M]
+    audio.0.normalised                   [J, M]
+    audio.0.subsampled                   [P, C]
     audio.0.input                        [P, E]           after the input layer, before scale and positions
     audio.0.layers.00.q, .k, .v          [H, P, K]        deep: what enters attention; k contains the positions
     audio.0.layers.00.bias               [1 or H, P]      deep: what is added to the scores of each key
@@ -44,7 +44,7 @@ that begin with `derived.`. The names in the order of the flow; `tools/dump.py` 
     decoder.norm                         [B, S, D]
     logits                               [B, V]           what the first token is chosen from, without penalties
     derived.all_logits                   [B, S, V]        all_logits: the head applied to every position
-    tokens                               [B, W] long      the first new tokens, the likeliest ones
+    tokens                               [B, new] long    the first new tokens, the likeliest ones
 
 `vision.0` is the first pass through the vision tower, which takes all tiles together unless pictures differ in size;
 `audio.0` is the first sound, without padding. Of the decoder only the first pass is recorded, the one over the prompt.
@@ -52,7 +52,7 @@ that begin with `derived.`. The names in the order of the flow; `tools/dump.py` 
 all_logits, all of them, [B, S, V]. The attention mask and the position ids are those that the cache recorded; in a
 pass without a cache, those that were given. Tensors keep the dtype that they were computed in.
 
-Each part has the shape letters of its file (vision.py, audio.py, decoder.py). I ids of the prompt, W new tokens.
+The shape letters are those of vision.py, audio.py and decoder.py; n ids of the prompt.
 
 Test: ``pytest tests/analysis/test_trace.py``
 """

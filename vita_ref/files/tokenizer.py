@@ -9,8 +9,6 @@ the bytes of its ids in a row. `StreamDecoder` therefore holds back only the one
 character and never looks at earlier ids again; ``Tokenizer.decode`` is one `StreamDecoder` run to its end.
 ``backends.py`` knows the bytes of each id.
 
-S token ids.
-
 Test: ``pytest tests/files/test_tokenizer.py``
 """
 
@@ -37,7 +35,7 @@ _SYSTEM_TEXT = re.compile(r"""(['"])<\|im_start\|>system(?:\n|\\n)((?:\\.|(?!\1)
 
 @dataclass(frozen=True)
 class Encoding:
-    """The result of ``tokenizer(text)``: ids as a list, or as a tensor [1, S] with ``return_tensors="pt"``."""
+    """The result of ``tokenizer(text)``: ids as a list, or as a tensor [1, n] with ``return_tensors="pt"``."""
 
     input_ids: list | torch.Tensor
 
@@ -87,7 +85,7 @@ class Tokenizer:
     def __call__(self, text, return_tensors=None):
         """``encode`` with the BOS token in front, if this tokenizer adds one; ``.input_ids`` has the ids.
 
-        Shapes: a list of S ints; [1, S] long with ``return_tensors="pt"``.
+        Shapes: a list of n ints; [1, n] long with ``return_tensors="pt"``.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")

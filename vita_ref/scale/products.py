@@ -4,7 +4,8 @@ A decoder that generates one answer multiplies one row by every weight, so it is
 from memory. torch's own product of few rows reads them at a quarter to a half of that speed on some processors, and
 its product in bfloat16 is slow where the processor has no bfloat16 units. The other ways are a few lines each:
 
-    class of processor, dtype, number of rows -> TABLE -> name of a way -> rows [R, I], weight [O, I] -> [R, O]
+    class of processor, dtype, number of rows -> TABLE -> name of a product -> its function, on [rows, inputs] and the
+    weight [outputs, inputs] -> [rows, outputs]
 
 `python -m tools.bench --products` measures the ways and prints the row of the table for the machine that it runs on.
 Nothing is measured while a model is used and no setting of torch is changed, so the same call gives the same bits. The
@@ -15,8 +16,6 @@ Known loss: with avx512_bf16, torch sends one row in bfloat16 to oneDNN, which r
 an EPYC Zen 4. torch's own kernel reads 34 GB/s but is reached only with oneDNN switched off for all threads, which is
 not thread-safe: mm, mv, dot and bmm all prefer oneDNN there, and a product with a float32 result does not exist for the
 CPU (torch 2.13). `pack` reads 25 to 31 GB/s.
-
-R rows, I inputs, O outputs, N outputs of one block.
 
 Test: ``pytest tests/scale/test_products.py``
 """
@@ -42,7 +41,7 @@ ROW_CLASSES = {"1": 1, "2-3": 3, "4": 4, "5-16": 16}  # name -> the largest numb
 
 
 def plain(rows, weight):
-    """torch's product. Shapes, of every way: rows [R, I], weight [O, I] contiguous -> [R, O]."""
+    """torch's product. Shapes, of every way: rows [rows, inputs], weight [outputs, inputs], contiguous -> [rows, outputs]."""
     return F.linear(rows, weight)
 
 
@@ -51,7 +50,7 @@ def halves(rows, weight):
     outputs, inputs = weight.shape
     if outputs % 2:
         return plain(rows, weight)
-    pair = torch.bmm(weight.view(2, outputs // 2, inputs), rows.T.expand(2, -1, -1))  # [2, O/2, R]
+    pair = torch.bmm(weight.view(2, outputs // 2, inputs), rows.T.expand(2, -1, -1))  # [2, outputs/2, rows]
     return pair.flatten(0, 1).T.contiguous()
 
 
@@ -60,8 +59,8 @@ def folded(rows, weight):
     outputs, inputs = weight.shape
     if outputs % FOLD:
         return plain(rows, weight)
-    diagonal = torch.kron(torch.eye(FOLD, dtype=rows.dtype), rows)  # [4*R, 4*I]
-    product = torch.mm(weight.view(outputs // FOLD, FOLD * inputs), diagonal.T)  # [O/4, 4*R]
+    diagonal = torch.kron(torch.eye(FOLD, dtype=rows.dtype), rows)  # [4*rows, 4*inputs]
+    product = torch.mm(weight.view(outputs // FOLD, FOLD * inputs), diagonal.T)  # [outputs/4, 4*rows]
     return product.view(outputs, len(rows)).T.contiguous()
 
 
@@ -70,7 +69,7 @@ def widened(rows, weight):
     outputs, inputs = weight.shape
     step = max(1, BLOCK // inputs)
     wide, out = rows.float(), rows.new_empty(len(rows), outputs)
-    block = torch.empty(min(step, outputs), inputs)  # [N, I]
+    block = torch.empty(min(step, outputs), inputs)  # [block, inputs]
     for start in range(0, outputs, step):
         part = weight[start : start + step]
         out[:, start : start + step] = F.linear(wide, block[: len(part)].copy_(part))
@@ -133,13 +132,16 @@ def choose(x, weight):
 
 
 def linear(x, weight, bias=None):
-    """x @ weight.T + bias by the way of the table. Shapes: x [..., I], weight [O, I], bias [O] -> [..., O]."""
+    """x @ weight.T + bias, with the product that `choose` gives.
+
+    Shapes: x [..., inputs], weight [outputs, inputs], bias [outputs] -> [..., outputs].
+    """
     way = choose(x, weight)
     if way is plain:
         return F.linear(x, weight, bias)
-    out = way(x.reshape(-1, x.shape[-1]), weight)  # [R, O]
+    out = way(x.reshape(-1, x.shape[-1]), weight)  # [rows, outputs]
     if bias is not None:
-        out = out + bias  # [R, O]
+        out = out + bias  # [rows, outputs]
     return out.view(*x.shape[:-1], -1)
 
 
@@ -246,10 +248,10 @@ def can_pack(dtype):
 
 
 def packed_linear(x, weight, bias=None):
-    """x @ weight.T + bias with a packed weight. Fewer than four rows are padded to N = 4, for which oneDNN is faster."""
+    """x @ weight.T + bias with a packed weight. Fewer than four rows are padded to 4, for which oneDNN is faster."""
     if not weight.is_mkldnn or torch.is_grad_enabled() and x.requires_grad:  # oneDNN's operator gives no gradient
         return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
-    rows = x.reshape(-1, x.shape[-1])  # [R, I]
-    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [N, I]
-    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [N, O]
+    rows = x.reshape(-1, x.shape[-1])  # [rows, inputs]
+    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [padded, inputs]
+    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [padded, outputs]
     return out[: len(rows)].view(*x.shape[:-1], len(weight))

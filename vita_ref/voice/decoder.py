@@ -6,7 +6,7 @@
 Layers, rotary positions and the KV cache are those of the language model. Text rows see each other in both
 directions. A codec token sees the text and the codec tokens before it.
 
-U rows of text, S new positions, D width, V codes and four special tokens. The batch is always one sentence.
+U rows of text, S new positions, D width of the speech decoder, V its vocabulary. The batch is always one sentence.
 
 Test: ``pytest tests/voice/test_speech_decoder.py``
 """

@@ -7,7 +7,7 @@ whole sound. The generator (HiFi-GAN, Kong et al. 2020) upsamples in stages. Its
 tokens, at most `Vocoder.receptive_radius` on each side. So a sound that is made in parts, each with that much context,
 equals the sound that is made at once.
 
-B batch, U codec tokens, C channels, W samples of sound; C_i and W_i are those of a stage.
+B batch rows, U codec tokens, C channels, W samples of sound; C_i and W_i are those of a stage.
 
 Test: ``pytest tests/voice/test_vocoder.py``
 """
@@ -188,7 +188,7 @@ def fold_weight_norm(tensors):
 
     The norm |v| is taken over each slice of the first axis.
 
-    Shapes: g [n, 1, 1], v [n, c, k] -> [n, c, k] float32.
+    Shapes: g [outputs, 1, 1], v [outputs, inputs, kernel] -> [outputs, inputs, kernel] float32.
     Source: Salimans and Kingma 2016, equation 2.
     """
     folded = dict(tensors)
