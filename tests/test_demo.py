@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import second_questions as asked
 import second_world as world
 
 from vita_ref import Vita
@@ -22,9 +23,9 @@ def requests_about(seed, scenes, held_out):
     """Requests about new pictures of the second renderer, each with its right answers."""
     rng = np.random.default_rng(seed)
     for _ in range(scenes):
-        scene = world.random_scene(rng, held_out)
+        scene = world.random_scene(rng, world.Style(held_out=held_out))
         image = world.picture(scene)
-        for question in world.questions(scene)[:6]:
+        for question in asked.questions(scene)[:6]:
             yield {"prompt": question.text, "images": [image]}, question.answers
 
 

@@ -6,6 +6,7 @@ The READMEs of tools/ and tests/ are held to the same for commands, flags, files
 import re
 import runpy
 import shlex
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tools").rglob("*.md")), *sorted((ROOT / "tests").rglob("*.md"))]
 PAGES.append(ROOT / "weights/demo/README.md")
+
+GOLDEN_PAGE = ROOT / "tests/golden/README.md"
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -92,11 +95,13 @@ def test_every_flag_belongs_to_its_program(page, capsys):
         program = words[1] if words[0] == "-m" else words[0]
         if program.startswith("tools/"):
             known = text_of(ROOT / program)
+        elif program.startswith("tools."):
+            known = "".join(text_of(file) for file in (ROOT / program.replace(".", "/")).glob("*.py"))
         elif program == "vita_ref.generate":
             known = of_generate
         else:
             continue
-        for flag in (word.split("=")[0] for word in words if word.startswith("--")):
+        for flag in {word.split("=")[0] for word in words if word.startswith("--")} - {"--help"}:
             assert re.search(rf"{flag}\b(?!-)", known), f"{program} {flag}"
 
 
@@ -111,6 +116,16 @@ def test_every_file_that_it_names_exists(page):
     for name in re.findall(r"`([\w/]+\.py)(?:::\w+)?`", text_of(page)):
         places = (ROOT, ROOT / "vita_ref", ROOT / "tools", ROOT / "tests", page.parent)
         assert any((place / name).is_file() for place in places), name
+
+
+def test_the_page_of_the_golden_cases_names_each_case_and_a_test_that_reads_it():
+    page = text_of(GOLDEN_PAGE)
+    rows = re.findall(r"^\| (`.*`) \| .* \| `([\w/]+\.py)` \|$", page, re.MULTILINE)
+    patterns = {pattern: test for names, test in rows for pattern in re.findall(r"`([\w*]+)`", names)}
+    names = {file.stem for folder in ("cases", "tts/cases") for file in (GOLDEN_PAGE.parent / folder).iterdir()}
+    for name in names - {"cases"}:
+        [test] = {patterns[pattern] for pattern in patterns if fnmatch(name, pattern)}
+        assert (ROOT / "tests" / test).is_file(), name
 
 
 def test_it_names_every_file_and_sub_package_of_vita_ref():

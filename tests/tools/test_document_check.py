@@ -15,7 +15,7 @@ from tools.document.check import agrees, check, judge, main
 from tools.document.register import QUANTITIES, Quantity
 from tools.document.run import FOUR, SEVEN, Run
 from vita_ref import VitaConfig
-from vita_ref.voice import text as spoken
+from vita_ref.voice import speak as speaking
 
 DOCUMENTED = VitaConfig.preset("documented")
 BY_NAME = {q.name: q for q in QUANTITIES}
@@ -132,7 +132,7 @@ def test_speech_that_works_otherwise_fails(name, truth, monkeypatch):
 
     owner, attribute, replacement = {
         "what speech is made from": (vita.speech, "stream", from_hidden_states),
-        "what speech features are made from": (spoken, "prepare_text", str),
+        "what speech features are made from": (speaking, "prepare_text", str),
         "default speed": (vita, "speak_stream", twice_as_fast),
         "what a speed does to the sound": (vita, "speak_stream", slower),
     }.get(name, (vita, "speak_stream", other_tokens))

@@ -336,13 +336,15 @@ def machine(threads):
     name = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     theirs = version("transformers") if importlib.util.find_spec("transformers") else "not installed"
     about = {"cpu": name[1] if name else platform.processor(), "class": processor_class(), "cores": os.cpu_count()}
-    return about | {"threads": threads} | {"python": platform.python_version(), "torch": torch.__version__, "transformers": theirs}
+    about |= {"threads": threads, "python": platform.python_version(), "torch": torch.__version__}
+    return about | {"transformers": theirs}
 
 
 def arguments():
     """The options of the command line."""
-    p = argparse.ArgumentParser("python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--products", action="store_true", help="measure the ways to multiply few rows instead, for scale/products.py")
+    form = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    p = argparse.ArgumentParser("python -m tools.bench", **form)
+    p.add_argument("--products", action="store_true", help="measure the ways of scale/products.py instead")
     p.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, metavar="NAME", help=f"of {', '.join(ROWS)}")
     p.add_argument("--pairs", type=int, default=5, help="turns that count")
     p.add_argument("--threads", type=int, default=2)

@@ -3,10 +3,10 @@
 from ..scale import parallel
 
 
-@parallel.first_speaks()
+@parallel.only_first_rank_prints()
 def run_ranks(args, load, answer_all):
     """Loads in all processes, or fails in all of them with the same message; then answers."""
-    with parallel.joined(args.device) as args.device:
-        with parallel.agreed():
+    with parallel.process_group(args.device) as args.device:
+        with parallel.all_or_none():
             loaded = load(args)
         answer_all(*loaded, args)
