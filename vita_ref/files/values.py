@@ -16,7 +16,7 @@ from .messages import shown
 
 LIMITS = {  # bytes of a file
     "config": 2**20,  # config.json and the like
-    "yaml": 2**18,
+    "yaml": 2**16,  # train.yaml
     "index": 2**23,  # the index of shards, tokenizer_config.json, added tokens
     "vocabulary": 2**28,  # tokenizer.json, vocab.json, merges.txt, tokenizer.model
 }
@@ -51,7 +51,8 @@ def read_json(path, kind=dict, limit="config"):
     """
     path = Path(path)
     if not os.path.isfile(path):
-        raise ValueError(f"{path.parent} is not a checkpoint folder: it has no {path.name}")
+        folder = shown(path.parent, limit=400)[1:-1]
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no {path.name}")
     text = read_text(path, limit)
     try:
         value = json.loads(text)
@@ -73,6 +74,16 @@ def read_yaml(path):
         raise ValueError(f"reading {path} needs pyyaml: pip install pyyaml") from None
 
     class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent, index):
+            if self.depth > DEEPEST:
+                raise RecursionError
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
         def flatten_mapping(self, node):  # merging can double the size of a mapping with every line
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
                 raise ValueError("merge keys (<<) are not read: write the values out")
