@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class Embeddings(nn.Module):
-    """Patches by a convolution, a class token in front, and a learned position embedding added to each."""
+    """A convolution makes patches, a class token is put in front, and a learned position embedding is added to each."""
 
     def __init__(self, config):
         super().__init__()
@@ -49,7 +49,7 @@ class VisionAttentionCore(nn.Module):
     """Attention without its projections: a module of its own, so that a hook sees the q, k and v that were used."""
 
     def forward(self, q, k, v, need_weights=False):
-        """Every position sees every other. The weights are None unless they are requested.
+        """Every position sees all positions. The weights are None unless they are requested.
 
         Shapes: q, k and v [N, H, P, K] -> [N, H, P, K] and the weights [N, H, P, P], whose rows sum to one.
         """
@@ -108,7 +108,7 @@ class VisionLayer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """The layers. A module of its own because the checkpoint names it."""
+    """The layers. They are a module of their own because their names in the checkpoint begin with ``encoder.``."""
 
     def __init__(self, config):
         super().__init__()
