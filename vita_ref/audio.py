@@ -11,7 +11,7 @@ Ten seconds have J = 998 frames, P = 248 positions in the encoder and A = 124 po
 No position depends on frames after the end of its sound, so sounds of different lengths can share a batch. Memory
 grows linearly with the length: convolutions and attention work on blocks of positions. An hour has P = 90,000.
 
-N sounds, J frames, M mel bins, C channels, P encoder, A prompt positions, E width, H heads, K head size, D decoder width.
+N sounds, J frames, M mel bins, C channels, P, A encoder and prompt positions, E, D their widths, H heads, K head size.
 
 Test: ``pytest tests/test_audio.py``
 """
@@ -24,15 +24,15 @@ from torch import nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 BLOCK = 256  # encoder positions that a convolution makes at once, and queries that attention takes at once
-MIN_FRAMES = 7  # the two convolutions need this many for one position
+MIN_FRAMES = 7  # the frames that the two convolutions need for one position
 ADAPTER_EPS = 1e-3
-MASKED = -3e4  # added to a score: far below any real score, and still within float16
+MASKED = -3e4  # added to a masked score: far below any other score, and within the range of float16
 
 
 def audio_token_count(frames):
     """The number of prompt positions A of a sound with J frames, an int or a tensor.
 
-    Upstream slices a mask of the frames by ``[2::2][2::2][0::2]``. This is the length that is left.
+    Upstream slices a mask of the frames by ``[2::2][2::2][0::2]``. This is the length of the result.
 
     >>> audio_token_count(6), audio_token_count(7), audio_token_count(998)  # 998 frames are 10 s
     (0, 1, 124)
@@ -46,7 +46,7 @@ def encoder_position_count(frames):
 
 
 class AudioOutput(NamedTuple):
-    """The prompt rows of sounds: embeds [N, A, D], and lengths [N], the number of rows of each. The rest is zero."""
+    """The prompt rows of sounds: embeds [N, A, D], zero after the end of a sound, and their lengths [N]."""
 
     embeds: torch.Tensor
     lengths: torch.Tensor
@@ -65,12 +65,12 @@ class AudioEncoder(nn.Module):
         self.encoder = nn.ModuleDict(
             {"global_cmvn": Normalisation(config), "enc": nn.ModuleList([subsampling, Transformer(config)])}
         )
-        self.adpter = Adapter(config, width)  # spelt like this in the checkpoint
+        self.adpter = Adapter(config, width)  # the spelling of the checkpoint
         if config.num_prompts:
             self.prompt_embeddings = nn.Embedding(config.num_prompts, width)
 
     def forward(self, fbank, lengths):
-        """The prompt rows of sounds that are padded to one length. Learned prompts, if any, come before each sound.
+        """The prompt rows of sounds that are padded to one length. Learned prompts, if any, precede each sound.
 
         Shapes: fbank [N, J, M] float, lengths [N] frames -> AudioOutput([N, A, D], [N] rows)
         Raises: ValueError if the shapes do not match, or a sound is too short for one position.
@@ -146,11 +146,11 @@ class Subsampling(nn.Module):
         self.conv = nn.Sequential(
             nn.Conv2d(1, width, 3, stride=2), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2), nn.ReLU()
         )
-        bands = encoder_position_count(config.num_mel_bins)  # the convolutions shrink bins as they shrink frames
+        bands = encoder_position_count(config.num_mel_bins)  # the convolutions reduce bins as they reduce frames
         self.out = nn.Sequential(nn.Linear(width * bands, width))
 
     def forward(self, x):
-        """In blocks, since the first convolution's output is 250 times as large as its input."""
+        """Works in blocks, because the output of the first convolution is 250 times as large as its input."""
         count = encoder_position_count(x.shape[1])  # position i depends on the frames 4i to 4i + 6
         starts = range(0, count, BLOCK)
         return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)  # [N, P, C]
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
         if kind == "abs-enc":  # for "rel-enc" the attention uses the table
             x = x + table
         bias = MASKED * (~_valid(lengths, size)).to(x.dtype)  # [N, P]
-        # config.dynamic_chunks is ignored: random chunks are for training, and would give random answers here
+        # config.dynamic_chunks is ignored: random chunks are for training, and would make answers random
         spans = visible_spans(size, self.config.chunk_size, self.config.left_chunks)
         for layer in self.encoders:
             x = layer(x, table, bias[:, None], spans)  # [N, P, E]
@@ -203,8 +203,8 @@ def sinusoids(length, width, device=None):
 def visible_spans(length, chunk_size, left_chunks):
     """Blocks of queries, each with the span of keys that all of its queries see: pairs of slices.
 
-    Without chunks (0 or less) every query sees every key. With chunks it sees its own chunk and the ``left_chunks``
-    chunks before it (all of them if that is negative).
+    Without chunks (0 or less) every query sees every key. With chunks, a query sees its own chunk and ``left_chunks``
+    chunks before it (all chunks before it if ``left_chunks`` is negative).
 
     >>> visible_spans(5, chunk_size=2, left_chunks=1)[-1]  # query 4, the third chunk, also sees the second chunk
     (slice(4, 5, None), slice(2, 5, None))
@@ -304,7 +304,7 @@ class AudioAttentionCore(nn.Module):
         return torch.cat(blocks, 2), None
 
     def _eager(self, q, k, v, bias, spans):
-        """The same written out, with the weights. Its memory grows with the square of the length."""
+        """The same attention written out, with the weights. Its memory grows with the square of the length."""
         size = q.shape[2]
         visible = torch.zeros(size, size, dtype=torch.bool, device=q.device)  # [P, P]
         for queries, keys in spans:

@@ -1,9 +1,9 @@
 """From a sound file to a log-mel filter bank, the input of the audio encoder.
 
     load_sound   file                  -> waveform [C, W] in -1..1, at the sample rate of the file
-    log_mel      its first channel     -> 16 kHz -> a frame of 25 ms every 10 ms -> 80 log energies each: [J, 80]
+    log_mel      the first channel     -> 16 kHz -> a frame of 25 ms every 10 ms -> 80 log energies each: [J, 80]
 
-The definitions are Kaldi's, because the encoder was trained on features from Kaldi. Ten seconds give J = 998 frames.
+The definitions are those of Kaldi, on whose features the encoder was trained. Ten seconds give J = 998 frames.
 
 C channels, W samples, J frames, M mel bins; window (400) samples of a frame, bands (257) of its spectrum.
 
@@ -19,8 +19,8 @@ from torch.nn.functional import pad
 FULL_SCALE = 32768.0  # Kaldi works on 16-bit integers
 PRE_EMPHASIS = 0.97
 LOW_FREQUENCY = 20.0  # Hz, the lower end of the first mel bin; the last one ends at half the sample rate
-FLOOR = torch.finfo(torch.float32).eps  # the smallest energy, so that silence has a logarithm
-FRAME_BLOCK = 8192  # frames (82 s) that are transformed at once: this bounds the memory
+FLOOR = torch.finfo(torch.float32).eps  # the smallest energy, so that the logarithm of silence is finite
+FRAME_BLOCK = 8192  # frames (82 s) that are transformed at once, to limit the memory
 
 
 def load_sound(source):
@@ -47,7 +47,7 @@ def load_sound(source):
 
 
 def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_shift=10.0, target_rate=16000):
-    """Kaldi's log-mel filter bank of a sound. It has no rows if the sound is shorter than one frame.
+    """Kaldi's log-mel filter bank of a sound. A sound shorter than one frame gives no rows.
 
     Shapes: [C, W] float in -1..1 -> [J, M] float32
     Units: frame_length and frame_shift in milliseconds, rates in Hz.

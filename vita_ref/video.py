@@ -29,8 +29,8 @@ FRAME_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
     """The chosen frames of a video as RGB PIL images. `frame_indices` chooses them.
 
-    The images of a folder count as one a second, sorted by name with numbers as numbers (2 before 10). For folders
-    and animations no frame is repeated: if `frame_indices` would repeat one, up to 4 frames are spread evenly.
+    The images of a folder are one frame per second, sorted by name with numbers as numbers (2 before 10). For folders
+    and animations no frame is repeated: if `frame_indices` would repeat one, up to 4 evenly spaced frames are chosen.
 
     Units: fps in chosen frames per second; start and end in seconds.
     Raises: ValueError if the video is missing, damaged or not a video, or if an option is out of range.
@@ -51,8 +51,8 @@ def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
 def frame_indices(num_frames, fps, *, start=None, end=None, max_frames=16, min_frames=4, sample_fps=1):
     """The indices of the chosen frames: `sample_fps` per second, reduced evenly to `max_frames`.
 
-    The frame at `end` is included. If `start` is after `end`, they are swapped. If they are equal, the choice is from
-    the second that begins there.
+    The frame at `end` is included. If `start` is after `end`, they are swapped. If they are equal, the frames
+    are chosen from the second that begins there.
 
     Example: 31 frames at 30 per second.
         A step of 30 gives the frames 0 and 30, fewer than min_frames.
@@ -121,11 +121,11 @@ def _pool(frame, side):
     return grid[0].flatten(1).T  # [side*side, D]
 
 
-# ---- the kinds of video: each function returns the chosen frames
+# ---- one function for each kind of video; it returns the chosen frames
 
 
 def _video_frames(path, options):
-    """The frames of a file that FFmpeg reads. They are counted if the file has fewer than its header says."""
+    """The chosen frames of a file that FFmpeg reads. If it has fewer than its header says, they are counted."""
     try:
         import av
     except ImportError:
@@ -169,7 +169,7 @@ def _open_video(path):
 
 
 def _animation_frames(path, options):
-    """The frames of an animated image; None if Pillow does not read the file as one."""
+    """The chosen frames of an animated image; None if Pillow does not read the file as one."""
     try:
         from PIL import Image, ImageSequence
     except ImportError:
@@ -178,8 +178,8 @@ def _animation_frames(path, options):
     try:
         image = Image.open(path, formats=("GIF", "PNG", "WEBP"))
         for frame in ImageSequence.Iterator(image):
-            frame.load()  # the duration of a WebP frame is not known before
-            durations.append(frame.info.get("duration") or 100)  # viewers take 100 ms for a duration of 0
+            frame.load()  # only then is the duration of a WebP frame known
+            durations.append(frame.info.get("duration") or 100)  # viewers show a frame with duration 0 for 100 ms
     except Image.UnidentifiedImageError:
         return None
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
@@ -193,7 +193,7 @@ def _animation_frames(path, options):
 
 
 def _folder_frames(path, options):
-    """The images of a folder."""
+    """The chosen images of a folder."""
     files = [p for p in path.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not p.name.startswith(".")]
     if not files:
         raise ValueError(f"{path} has no frames: expected images with the suffix {', '.join(FRAME_SUFFIXES)}")
@@ -202,7 +202,7 @@ def _folder_frames(path, options):
 
 
 def _distinct_indices(num_frames, fps, options):
-    """`frame_indices` without repetition: if it repeats a frame, up to 4 frames are spread evenly instead."""
+    """`frame_indices` without repetition: if it repeats a frame, up to 4 evenly spaced frames replace them."""
     indices = frame_indices(num_frames, fps, **options)
     if len(set(indices)) < len(indices):
         few = {"max_frames": min(4, options["max_frames"]), "sample_fps": fps}

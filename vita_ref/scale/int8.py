@@ -1,4 +1,5 @@
-"""Weight-only int8: each row of a matrix as integers of -127..127 and one scale. Biases, norms and embeddings stay.
+"""Weight-only int8: each row of a matrix as integers of -127..127 and one scale. Biases, norms and embeddings keep
+their dtype.
 
 A weight is off by at most half a step, scale / 2 = max |row| / 254; by three quarters of a step if the product is
 computed in bfloat16, which rounds the scale too. Matrices are quantised one by one while a checkpoint loads, so the peak
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from ..files.checkpoint import set_param
 
-ROWS = 1024  # quantised at a time: a float32 copy of a head of 152,000 rows would be larger than many models
+ROWS = 1024  # quantised at a time, because a float32 copy of a whole head of 152,000 rows would need much memory
 
 
 def quantize(weight):
@@ -27,7 +28,7 @@ def quantize(weight):
     rounded = torch.empty_like(weight, dtype=torch.int8)  # [outputs, inputs]
     for start in range(0, len(weight), ROWS):
         block = weight[start : start + ROWS].float()  # [block, inputs]
-        steps = (block.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # [block]; not 0 for a row of zeros
+        steps = (block.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # [block], above 0
         scale[start : start + ROWS] = steps
         rounded[start : start + ROWS] = (block / steps[:, None]).round_()
     return rounded, scale
@@ -42,7 +43,7 @@ def int8_linear(x, weight, scale, bias=None):
     aligned = rows.shape[1] % 16 == 0  # with other widths the kernel reads beyond the end of a row
     if x.dtype == torch.bfloat16 and len(rows) <= 16 and aligned and x.device.type == "cpu":
         out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [rows, outputs]
-    elif x.dtype == torch.float16:  # sums of unscaled integers overflow it
+    elif x.dtype == torch.float16:  # sums of unscaled integers would overflow float16
         out = (F.linear(rows.float(), weight.float()) * scale).to(x.dtype)  # [rows, outputs]
     else:
         out = F.linear(rows, weight.to(x.dtype)) * scale.to(x.dtype)  # [rows, outputs]

@@ -1,16 +1,16 @@
-"""Linear maps by the product that is fastest on this class of processor, chosen by a table in this file.
+"""Linear maps with the product that is fastest on this class of processor, according to a table in this file.
 
-A decoder that generates one answer multiplies one row by every weight, so it is as fast as its products read weights
-from memory. torch's own product of few rows reads them at a quarter to a half of that speed on some processors, and
-its product in bfloat16 is slow where the processor has no bfloat16 units. The other ways are a few lines each:
+A decoder that generates one answer multiplies one row by every weight, so its speed is limited by the memory from which
+weights are read. With few rows, torch's own product reads them at a quarter to a half of the memory's speed on some
+processors, and its bfloat16 product is slow on processors without bfloat16 units. The alternatives are short functions:
 
-    class of processor, dtype, number of rows -> TABLE -> name of a product -> its function, on [rows, inputs] and the
-    weight [outputs, inputs] -> [rows, outputs]
+    class of processor, dtype, number of rows -> TABLE -> name of a function
+    function: [rows, inputs], weight [outputs, inputs] -> [rows, outputs]
 
-`python -m tools.bench --products` measures the ways and prints the row of the table for the machine that it runs on.
-Nothing is measured while a model is used and no setting of torch is changed, so the same call gives the same bits. The
-ways differ from torch's product by rounding only. Small matrices, other devices, unknown processors and products that
-need gradients use torch's.
+`python -m tools.bench --products` measures them and prints the row of the table for the machine that it runs on.
+Nothing is measured while a model is used and no setting of torch is changed, so the same call gives the same bits. They
+differ from torch's product by rounding only. Small matrices, other devices, unknown processors and products that need
+gradients use torch's product.
 
 Known loss: with avx512_bf16, torch sends one row in bfloat16 to oneDNN, which reads 15 GB/s of weights on two cores of
 an EPYC Zen 4. torch's own kernel reads 34 GB/s but is reached only with oneDNN switched off for all threads, which is
@@ -31,22 +31,22 @@ from torch.nn import functional as F
 from ..decoder import TiedHead
 from ..files.checkpoint import set_param
 
-LARGE = 100_000  # elements of the smallest matrix that the table is about
+LARGE = 100_000  # matrices with fewer elements always use torch's product
 BLOCK = 2**19  # elements of a weight that `widened` converts at a time: 2 MB in float32, which stay in a cache
 FOLD = 4
 ROW_CLASSES = {"1": 1, "2-3": 3, "4": 4, "5-16": 16}  # name -> the largest number of rows; above: "many"
 
 
-# ---- the ways
+# ---- the functions that compute a product
 
 
 def plain(rows, weight):
-    """torch's product. Shapes, of every way: rows [rows, inputs], weight [outputs, inputs], contiguous -> [rows, outputs]."""
+    """torch's product. Shapes, here and below: [rows, inputs], weight [outputs, inputs] -> [rows, outputs]."""
     return F.linear(rows, weight)
 
 
 def halves(rows, weight):
-    """A batch of two products with the weight on the left, where its rows are read in order."""
+    """A batch of two products with the weight on the left, whose rows are then read in order."""
     outputs, inputs = weight.shape
     if outputs % 2:
         return plain(rows, weight)
@@ -81,7 +81,7 @@ WAYS = {"plain": plain, "halves": halves, "folded": folded, "widened": widened}
 
 # ---- the table
 
-TABLE = {  # class of processor -> (dtype, class of rows) -> way; what is not listed is plain
+TABLE = {  # class of processor -> (dtype, class of rows) -> name; what is not listed is plain
     "amx": {},
     "avx512_bf16": {
         (torch.float32, "1"): "halves",  # 54 GB/s of weights, plain 14 (EPYC Zen 4, two threads)
@@ -120,7 +120,7 @@ def row_class(rows):
 
 
 def choose(x, weight):
-    """The way for a product; it depends on nothing but the processor, dtypes, shapes and gradients."""
+    """The function for a product. It depends only on the processor, dtypes, shapes, devices and gradients."""
     if weight.numel() < LARGE or not weight.is_contiguous() or x.numel() == 0:
         return plain
     if x.device.type != "cpu" or weight.device.type != "cpu" or x.dtype != weight.dtype:
@@ -152,9 +152,9 @@ _inside = contextvars.ContextVar("fast products", default=False)  # of this thre
 
 @contextlib.contextmanager
 def fast_products():
-    """Within it, modules that `use_fast_products` made with ``always=False`` take the products of the table.
+    """In this context, modules that `use_fast_products` made with ``always=False`` use the products of the table.
 
-    It holds for the thread that enters it. Do not ``yield`` from a generator within it: the caller would be inside too.
+    It applies to the thread that enters it. Do not ``yield`` from a generator in it: the caller would be in it too.
     """
     token = _inside.set(True)
     try:
@@ -164,7 +164,7 @@ def fast_products():
 
 
 class FastLinear(nn.Linear):
-    """`nn.Linear` with the products of the table: always, or within `fast_products` only. It takes over the weights."""
+    """`nn.Linear` with the products of the table: always, or only in `fast_products`. It keeps the weights."""
 
     def __init__(self, linear, always=True):
         nn.Module.__init__(self)
@@ -178,7 +178,7 @@ class FastLinear(nn.Linear):
 
 
 class FastTiedHead(TiedHead):
-    """`TiedHead` with the products of the table: always, or within `fast_products` only."""
+    """`TiedHead` with the products of the table: always, or only in `fast_products`."""
 
     def __init__(self, embed_tokens, always=True):
         super().__init__(embed_tokens)
@@ -218,7 +218,7 @@ class PackedLinear(nn.Linear):
 def packed_linears(module):
     """Replaces the plain linear maps inside a module by `PackedLinear`, whose weights `pack_weight` has to set.
 
-    This is for callers that decode several rows at a time: four rows in bfloat16 are 1.4 times as fast, one row is slower.
+    This helps if several rows are decoded at a time: four rows in bfloat16 are 1.4 times as fast, one row is slower.
     """
     for owner in [*module.modules()]:
         for name, child in [*owner.named_children()]:

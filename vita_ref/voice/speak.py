@@ -1,4 +1,4 @@
-"""A text, perhaps still being written, as speech: sentences -> token ids -> rows of the embedding table -> sound.
+"""The speech of a text that may still be incomplete: sentences -> token ids -> rows of the embedding table -> sound.
 
 U rows of text, D decoder width, W samples of sound.
 
