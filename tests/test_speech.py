@@ -355,7 +355,7 @@ class CallsPrint:
 
 
 @pytest.mark.parametrize(
-    "content, message", [({"a": CallsPrint()}, "asks for print"), ([torch.ones(1)], "holds no tensors by name")]
+    "content, message", [({"a": CallsPrint()}, "needs print"), ([torch.ones(1)], "contains no tensors by name")]
 )
 def test_a_pickle_of_anything_but_a_dict_of_tensors_is_refused_in_one_line(tmp_path, capsys, content, message):
     folder = write_pickles(tmp_path / "old")

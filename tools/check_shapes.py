@@ -10,7 +10,7 @@ A size in it is
     H         (a letter or a word) one number during a whole call: that of the config (see `letters`), or of a local
               integer with this name (b is B; `LOCALS` has others), or else the first number that is met in the call
     B*(S-1)   computed, if its letters are known
-    V_i       another number each time
+    I_i       another number each time
 
 The verdict on a claim is
 
@@ -66,19 +66,20 @@ COMMENT = re.compile(r"#\s*(?:each\s+)?\[([^\]]*)\]")
 VERDICTS = ("ok", "wrong", "never executed", "vacuous")
 LOCALS = {  # file, or file.function: letters whose local integer has another name
     "cache.next_positions": {"B": "self.keys.shape[1]", "T": "self.length"},
+    "cache.advance": {"S": "n"},
     "decoder": {"H": "heads", "G": "groups"},
     "decoder.next_token_loss": {"B": "labels.shape[0]", "S": "labels.shape[1]"},
     "inputs.text_ids": {"B": "batch.input_ids.shape[0]", "S": "batch.input_ids.shape[1]"},
     "masks.last_hidden": {"B": "hidden.shape[0]", "S": "hidden.shape[1]"},
     "model.generate": {"B": "len(x.embeds)"},
-    "scale/products": {"R": "len(rows)", "I": "weight.shape[1]", "O": "len(weight)"},
+    "scale/products": {"rows": "len(rows)", "inputs": "weight.shape[1]", "outputs": "len(weight)"},
     "voice/decoder.prefill": {"U": "rows.shape[1]"},
-    "splice": {"L": "longest"},
-    "splice.splice_row": {"L": "end"},
-    "splice.shared_position_ids": {"L": "length"},
+    "splice": {"S": "longest"},
+    "splice.splice_row": {"S": "end"},
+    "splice.shared_position_ids": {"S": "length"},
     "video": {"X": "edge", "Y": "edge"},
-    "vision": {"X": "columns", "Y": "rows", "R": "factor"},
-    "voice/speak._pieces": {"S": "len(ids)"},
+    "vision": {"X": "columns", "Y": "rows"},
+    "voice/speak._pieces": {"U": "len(ids)"},
     "voice/vocoder.split_quiet": {"W": "len(sound)"},
 }
 
@@ -296,8 +297,8 @@ def letters(config):
     """The sizes of a config by file and letter. The letters of each file are those of its docstring."""
     d, v, a = config.decoder, config.vision, config.audio
     width, bins = {"D": d.hidden_size}, {"M": a.num_mel_bins}
-    vision = {"E": v.hidden_size, "H": v.num_attention_heads, "F": v.intermediate_size, "R": v.shuffle}
-    sound = {"E": a.hidden_size, "C": 2 * a.hidden_size, "U": a.subsampling_size, "H": a.num_attention_heads}
+    vision = {"E": v.hidden_size, "H": v.num_attention_heads, "F": v.intermediate_size, "factor": v.shuffle}
+    sound = {"E": a.hidden_size, "C": a.subsampling_size, "H": a.num_attention_heads}
     return decoder_letters(d) | {
         "vision": width | vision | {"K": v.hidden_size // v.num_attention_heads},
         "audio": width | bins | sound | {"F": a.intermediate_size, "K": a.hidden_size // a.num_attention_heads},

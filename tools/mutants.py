@@ -97,7 +97,7 @@ BUGS = [
            "return steps.cumsum(0) - 1",
            "return steps.cumsum(0) - 1 + (torch.arange(length) >= (merged[-1][1] if merged else length))",
            "test_splice.py"),
-    Mutant("state label on a sound's first position", "splice.py", "label[-1:] = state", "label[:1] = state",
+    Mutant("state label on a sound's first position", "splice.py", "label[-1:] = ", "label[:1] = ",
            "test_splice.py"),
     Mutant("labels kept under images", "splice.py",
            "labels.new_full(part.shape[:1], IGNORE)", "labels[start].repeat(len(part))", "test_splice.py"),

@@ -1,4 +1,4 @@
-"""VITA from scratch in plain PyTorch: a multimodal assistant to read, to run and to check others against."""
+"""VITA from scratch in plain PyTorch: a multimodal assistant to read, run and check other implementations against."""
 
 from .cache import KVCache
 from .config import VitaConfig

@@ -1,4 +1,4 @@
-"""The answer to one request while it is generated: token ids become text as soon as it is certain.
+"""The answer to one request while it is generated: token ids become text as soon as a character is complete.
 
 Test: ``pytest tests/test_answer.py``
 """
@@ -25,7 +25,7 @@ class Answer:
         self.token_ids, self.piece, self.first_logits, self.finish_reason = [], "", None, None
 
     def push(self, token, logits):
-        """Takes the next id, unless the answer has ended."""
+        """Adds the next id, unless the answer has ended."""
         self.piece = ""
         if self.first_logits is None:
             self.first_logits = logits
@@ -38,7 +38,7 @@ class Answer:
         self.piece = self.stream.push(drop_unknown_ids([token], self.tokenizer))
 
     def finish(self):
-        """Ends the answer. What was held back becomes the last piece."""
+        """Ends the answer. The last piece is the rest of the text."""
         self.piece = self.stream.flush()
         self.finish_reason = self.finish_reason or "length"
 
@@ -60,5 +60,5 @@ class Answer:
 
 
 def drop_unknown_ids(ids, tokenizer):
-    """The ids that stand for tokens, as a list: an embedding table may have more rows than there are tokens."""
+    """The ids that are tokens, as a list. An embedding table may have more rows than there are tokens."""
     return [i for i in torch.as_tensor(ids).tolist() if i in tokenizer]

@@ -1,18 +1,17 @@
 """The audio encoder (Whale), and the adapter that turns its output into positions of the prompt.
 
-    filter bank  [N, T, M]   100 frames a second
-    normalise    [N, T, M]   each bin to mean 0 and variance 1 over the training data
-    subsample    [N, P, U]   two convolutions, each of which halves time: 25 positions a second
+    filter bank  [N, J, M]   100 frames a second
+    normalise    [N, J, M]   each bin to mean 0 and variance 1 over the training data
+    subsample    [N, P, C]   two convolutions, each of which halves time: 25 positions a second
     encode       [N, P, E]   a bidirectional transformer
     adapt        [N, A, D]   a convolution that halves time again: 12.5 rows a second, as wide as the decoder
 
-Ten seconds have T = 998 frames, P = 248 positions in the encoder and A = 124 positions in the prompt.
+Ten seconds have J = 998 frames, P = 248 positions in the encoder and A = 124 positions in the prompt.
 
 No position depends on frames after the end of its sound, so sounds of different lengths can share a batch. Memory
 grows linearly with the length: convolutions and attention work on blocks of positions. An hour has P = 90,000.
 
-N sounds, T frames, M mel bins, P encoder positions, A prompt positions, U width of the subsampling and Q its bands,
-E width of the encoder, H heads, K head size, D width of the decoder.
+N sounds, J frames, M mel bins, C channels, P, A encoder and prompt positions, E, D their widths, H heads, K head size.
 
 Test: ``pytest tests/test_audio.py``
 """
@@ -25,15 +24,15 @@ from torch import nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 BLOCK = 256  # encoder positions that a convolution makes at once, and queries that attention takes at once
-MIN_FRAMES = 7  # the two convolutions need this many for one position
+MIN_FRAMES = 7  # the frames that the two convolutions need for one position
 ADAPTER_EPS = 1e-3
-MASKED = -3e4  # added to a score: far below any real score, and still within float16
+MASKED = -3e4  # added to a masked score: far below any other score, and within the range of float16
 
 
 def audio_token_count(frames):
-    """The number of prompt positions A of a sound with T frames, an int or a tensor.
+    """The number of prompt positions A of a sound with J frames, an int or a tensor.
 
-    Upstream slices a mask of the frames by ``[2::2][2::2][0::2]``. This is the length that is left.
+    Upstream slices a mask of the frames by ``[2::2][2::2][0::2]``. This is the length of the result.
 
     >>> audio_token_count(6), audio_token_count(7), audio_token_count(998)  # 998 frames are 10 s
     (0, 1, 124)
@@ -42,12 +41,12 @@ def audio_token_count(frames):
 
 
 def encoder_position_count(frames):
-    """The number of encoder positions P of a sound with T frames, an int or a tensor of at least 3."""
+    """The number of encoder positions P of a sound with J frames, an int or a tensor of at least 3."""
     return (frames - 3) // 4
 
 
 class AudioOutput(NamedTuple):
-    """The prompt rows of sounds: embeds [N, A, D], and lengths [N], the number of rows of each. The rest is zero."""
+    """The prompt rows of sounds: embeds [N, A, D], zero after the end of a sound, and their lengths [N]."""
 
     embeds: torch.Tensor
     lengths: torch.Tensor
@@ -66,19 +65,19 @@ class AudioEncoder(nn.Module):
         self.encoder = nn.ModuleDict(
             {"global_cmvn": Normalisation(config), "enc": nn.ModuleList([subsampling, Transformer(config)])}
         )
-        self.adpter = Adapter(config, width)  # spelt like this in the checkpoint
+        self.adpter = Adapter(config, width)  # the spelling of the checkpoint
         if config.num_prompts:
             self.prompt_embeddings = nn.Embedding(config.num_prompts, width)
 
     def forward(self, fbank, lengths):
-        """The prompt rows of sounds that are padded to one length. Learned prompts, if any, come before each sound.
+        """The prompt rows of sounds that are padded to one length. Learned prompts, if any, precede each sound.
 
-        Shapes: fbank [N, T, M] float, lengths [N] frames -> AudioOutput([N, A, D], [N] rows)
+        Shapes: fbank [N, J, M] float, lengths [N] frames -> AudioOutput([N, A, D], [N] rows)
         Raises: ValueError if the shapes do not match, or a sound is too short for one position.
         """
         lengths = torch.as_tensor(lengths, dtype=torch.long)
         self._check(fbank, lengths)
-        normal = self.normalise(fbank[:, : int(lengths.max())])  # [N, T, M]
+        normal = self.normalise(fbank[:, : int(lengths.max())])  # [N, J, M]
         lengths = lengths.to(fbank.device)
         positions = encoder_position_count(lengths)  # [N]
         hidden = self.encode(self.subsample(normal), positions)  # [N, P, E]
@@ -91,16 +90,16 @@ class AudioEncoder(nn.Module):
         return AudioOutput(embeds, counts + self.config.num_prompts)
 
     def normalise(self, fbank):
-        """[N, T, M] -> [N, T, M], in the dtype of the weights."""
-        normal = self.encoder["global_cmvn"](fbank)  # [N, T, M]
-        return normal.to(self.adpter.conv1d2.weight.dtype)  # [N, T, M]
+        """[N, J, M] -> [N, J, M], in the dtype of the weights."""
+        normal = self.encoder["global_cmvn"](fbank)  # [N, J, M]
+        return normal.to(self.adpter.conv1d2.weight.dtype)  # [N, J, M]
 
     def subsample(self, normal):
-        """[N, T, M] -> [N, P, U]"""
-        return self.encoder["enc"][0]["core"](normal)  # [N, P, U]
+        """[N, J, M] -> [N, P, C]"""
+        return self.encoder["enc"][0]["core"](normal)  # [N, P, C]
 
     def encode(self, x, lengths):
-        """[N, P, U] and [N] encoder positions -> [N, P, E]. Rows after a length have no meaning."""
+        """[N, P, C] and [N] encoder positions -> [N, P, E]. Rows after a length have no meaning."""
         return self.encoder["enc"][1](x, lengths)  # [N, P, E]
 
     def adapt(self, hidden, lengths):
@@ -135,7 +134,7 @@ class Normalisation(nn.Module):
         self.register_buffer("istd", torch.ones(config.num_mel_bins))
 
     def forward(self, fbank):
-        return (fbank - self.mean) * self.istd  # [N, T, M]
+        return (fbank - self.mean) * self.istd  # [N, J, M]
 
 
 class Subsampling(nn.Module):
@@ -147,18 +146,18 @@ class Subsampling(nn.Module):
         self.conv = nn.Sequential(
             nn.Conv2d(1, width, 3, stride=2), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2), nn.ReLU()
         )
-        bands = encoder_position_count(config.num_mel_bins)  # the convolutions shrink bins as they shrink frames
+        bands = encoder_position_count(config.num_mel_bins)  # the convolutions reduce bins as they reduce frames
         self.out = nn.Sequential(nn.Linear(width * bands, width))
 
     def forward(self, x):
-        """In blocks, since the first convolution's output is 250 times as large as its input."""
+        """Works in blocks, because the output of the first convolution is 250 times as large as its input."""
         count = encoder_position_count(x.shape[1])  # position i depends on the frames 4i to 4i + 6
         starts = range(0, count, BLOCK)
-        return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)  # [N, P, U]
+        return torch.cat([self._block(x[:, 4 * i : 4 * min(i + BLOCK, count) + 3]) for i in starts], 1)  # [N, P, C]
 
     def _block(self, x):
-        x = self.conv(x[:, None])  # [N, U, P, Q]
-        return self.out(x.transpose(1, 2).flatten(2))  # [N, P, U]
+        x = self.conv(x[:, None])  # [N, C, P, bands]
+        return self.out(x.transpose(1, 2).flatten(2))  # [N, P, C]
 
 
 class Transformer(nn.Module):
@@ -174,7 +173,7 @@ class Transformer(nn.Module):
             self.after_norm = nn.LayerNorm(width, eps)
 
     def forward(self, x, lengths):
-        """Shapes: x [N, P, U], lengths [N] positions -> [N, P, E]"""
+        """Shapes: x [N, P, C], lengths [N] positions -> [N, P, E]"""
         kind, size = self.config.position_encoding, x.shape[1]
         x = self.embed(x)  # [N, P, E]
         table = sinusoids(size, x.shape[2], x.device).to(x.dtype)  # [P, E]
@@ -183,7 +182,7 @@ class Transformer(nn.Module):
         if kind == "abs-enc":  # for "rel-enc" the attention uses the table
             x = x + table
         bias = MASKED * (~_valid(lengths, size)).to(x.dtype)  # [N, P]
-        # config.dynamic_chunks is ignored: random chunks are for training, and would give random answers here
+        # config.dynamic_chunks is ignored: random chunks are for training, and would make answers random
         spans = visible_spans(size, self.config.chunk_size, self.config.left_chunks)
         for layer in self.encoders:
             x = layer(x, table, bias[:, None], spans)  # [N, P, E]
@@ -204,8 +203,8 @@ def sinusoids(length, width, device=None):
 def visible_spans(length, chunk_size, left_chunks):
     """Blocks of queries, each with the span of keys that all of its queries see: pairs of slices.
 
-    Without chunks (0 or less) every query sees every key. With chunks it sees its own chunk and the ``left_chunks``
-    chunks before it (all of them if that is negative).
+    Without chunks (0 or less) every query sees every key. With chunks, a query sees its own chunk and ``left_chunks``
+    chunks before it (all chunks before it if ``left_chunks`` is negative).
 
     >>> visible_spans(5, chunk_size=2, left_chunks=1)[-1]  # query 4, the third chunk, also sees the second chunk
     (slice(4, 5, None), slice(2, 5, None))
@@ -305,7 +304,7 @@ class AudioAttentionCore(nn.Module):
         return torch.cat(blocks, 2), None
 
     def _eager(self, q, k, v, bias, spans):
-        """The same written out, with the weights. Its memory grows with the square of the length."""
+        """The same attention written out, with the weights. Its memory grows with the square of the length."""
         size = q.shape[2]
         visible = torch.zeros(size, size, dtype=torch.bool, device=q.device)  # [P, P]
         for queries, keys in spans:

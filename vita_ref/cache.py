@@ -1,39 +1,39 @@
-"""The KV cache: keys and values of the positions that have been read, and the one owner of the current length.
+"""The KV cache: keys and values of all positions so far. Nothing else stores the current length.
 
-A forward pass writes each layer's new keys and values behind the filled part, and moves ``length`` once, at its end.
-A pass that fails in between leaves the cache as it was. The cache also keeps, row by row, which columns are padding
-and the position id of each column: the next position id is known for every row, whatever its padding or its shared
-position ids.
+A forward pass writes each layer's new keys and values behind the filled part, and increases ``length`` once, at its end.
+A pass that fails in between leaves the length unchanged. The cache also stores for each row which columns are padding,
+and the position id of each column. These give the next position id of every row.
 
-L layers, B rows of the batch, G key/value heads, T columns, K head size.
+L decoder layers, B batch rows, G key/value heads, S new positions, T cached and new positions, K head size.
 
 Test: ``pytest tests/test_cache.py``
 """
 
 import torch
+from torch.nn.functional import pad
 
-GROWTH = 512  # columns added at a time if there is no limit; the first pass allocates what it needs
+GROWTH = 512  # without a limit, the capacity is a multiple of this; the first pass allocates exactly what it needs
 
 
 class KVCache:
-    """Keys and values [L, B, G, T, K], filled from the left.
+    """Keys and values [L, B, G, capacity, K], filled from the left.
 
-    ``max_length=None`` grows in steps; a number allocates the memory once, and writing more is an error.
+    With ``max_length=None`` the capacity grows in steps. Otherwise it is ``max_length``, and writing more is an error.
     """
 
     def __init__(self, num_layers, batch_size, num_kv_heads, max_length, head_dim, dtype=None, device=None):
         self.limit, self.length = max_length, 0
         self.padded = False  # whether any filled column is padding
         shape = (num_layers, batch_size, num_kv_heads, max_length or 0, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, G, T, K]
-        self.values = torch.empty_like(self.keys)  # [L, B, G, T, K]
-        self.real = torch.zeros(batch_size, shape[3], dtype=torch.bool, device=device)  # [B, T]
-        self.positions = torch.zeros(batch_size, shape[3], dtype=torch.long, device=device)  # [B, T]
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, G, capacity, K]
+        self.values = torch.empty_like(self.keys)  # [L, B, G, capacity, K]
+        self.real = torch.zeros(batch_size, shape[3], dtype=torch.bool, device=device)  # [B, capacity]
+        self.positions = torch.zeros(batch_size, shape[3], dtype=torch.long, device=device)  # [B, capacity]
 
     def write(self, layer, keys, values):
-        """Puts [B, G, n, K] behind the filled part and returns views of all columns, [B, G, length + n, K].
+        """Writes [B, G, S, K] behind the filled part and returns views of all columns, [B, G, T, K].
 
-        Raises: ValueError if the shapes differ from the cache's, or the columns are more than fit.
+        Raises: ValueError if the shapes differ from the cache's, or there are more columns than the limit.
         """
         end = self.length + keys.shape[2]
         expected = (*self.keys.shape[1:3], keys.shape[2], self.keys.shape[4])
@@ -46,21 +46,21 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, n, real=None, positions=None):
-        """Adds the ``n`` columns that every layer has written to the length.
+        """Adds ``n`` to the length, after every layer has written ``n`` columns.
 
-        Shapes: real [B, n] bool, None if no column is padding; positions [B, n] long, None to count on.
+        Shapes (S = n): real [B, S] bool, None if no column is padding; positions [B, S] long, None continues the count.
         """
         end = self.length + n
         self._reserve(end)
         if positions is None:
-            positions = self.next_positions[:, None] + torch.arange(n, device=self.positions.device)  # [B, n]
+            positions = self.next_positions[:, None] + torch.arange(n, device=self.positions.device)  # [B, S]
         self.positions[:, self.length : end] = positions
         self.real[:, self.length : end] = True if real is None else real
         self.padded = self.padded or real is not None
         self.length = end
 
     def truncate(self, length):
-        """Forgets all columns but the first ``length``."""
+        """Removes all columns but the first ``length``."""
         if not 0 <= length <= self.length:
             raise ValueError(f"a cache of length {self.length} cannot be truncated to {length}")
         self.length = length
@@ -68,7 +68,7 @@ class KVCache:
 
     @property
     def mask(self):
-        """Which filled columns are not padding, [B, length] bool."""
+        """Which filled columns are not padding, [B, T] bool."""
         return self.real[:, : self.length]
 
     @property
@@ -87,11 +87,11 @@ class KVCache:
         return self.keys.nbytes + self.values.nbytes
 
     def __getitem__(self, layer):
-        """Keys and values of one layer, the filled part: each [B, G, length, K]."""
+        """Keys and values of one layer, the filled part: each [B, G, T, K]."""
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
     def _reserve(self, needed):
-        """Makes room for ``needed`` columns in all."""
+        """Allocates memory, if necessary, for ``needed`` columns in all."""
         if needed <= self.keys.shape[3]:
             return
         if self.limit is not None:
@@ -100,11 +100,6 @@ class KVCache:
                 f"and {needed - self.length} more do not fit"
             )
         capacity = -(-needed // GROWTH) * GROWTH if self.length else needed
-        for name in ("keys", "values", "real", "positions"):
-            old = getattr(self, name)
-            axis = 3 if old.dim() == 5 else 1
-            shape = list(old.shape)
-            shape[axis] = capacity
-            new = old.new_zeros(shape) if axis == 1 else old.new_empty(shape)
-            new.narrow(axis, 0, self.length).copy_(old.narrow(axis, 0, self.length))
-            setattr(self, name, new)
+        added = capacity - self.keys.shape[3]
+        self.keys, self.values = pad(self.keys, (0, 0, 0, added)), pad(self.values, (0, 0, 0, added))
+        self.real, self.positions = pad(self.real, (0, added)), pad(self.positions, (0, added))

@@ -147,7 +147,7 @@ class SpeechConfig:
 
     @property
     def specials(self):
-        """Ids after the codes: bos before the text, sos before the first token, eos, pad."""
+        """The special ids, after those of the codes: bos before the text, sos before the first token, eos, pad."""
         return tuple(range(self.num_codes, self.num_codes + 4))
 
 
@@ -180,7 +180,7 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class VitaConfig:
-    """The parts of a ``Vita`` model (None where it has no such part), and the options of its checkpoint."""
+    """The parts of a ``Vita`` model (None if the model does not have the part), and the options of its checkpoint."""
 
     decoder: DecoderConfig
     vision: VisionConfig | None = None

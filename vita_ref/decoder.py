@@ -2,11 +2,10 @@
 
     embeddings [B, S, D] -> layers -> norm -> hidden states [B, S, D] -> lm_head -> logits [B, S, V]
 
-It knows nothing of images or sound: any rows of width D may come in. Parameters have the names of the checkpoint,
-``model.layers.0.self_attn.q_proj.weight`` and so on.
+The decoder does not depend on images or sound: its input is any sequence of rows of width D. Parameters have the names
+of the checkpoint, such as ``model.layers.0.self_attn.q_proj.weight``.
 
-B batch, S new positions, T cached and new positions, D model width, H query heads, G key/value heads, K head size,
-F MLP width, V vocabulary, L layers.
+B batch rows, S new, T all positions, D width, L layers, H query, G key/value heads, K head size, F MLP, V vocabulary.
 
 Test: ``pytest tests/test_decoder.py``
 """
@@ -20,14 +19,14 @@ from torch.nn import functional as F
 from .cache import KVCache
 from .masks import Mask, all_columns, count_positions, new_columns
 
-QUERY_BLOCK = 512  # queries that share one mask: for 16,384 queries at once it would take 256 MB a row of the batch
+QUERY_BLOCK = 512  # queries for each mask: one mask for 16,384 queries would take 256 MB for each row of the batch
 
 
 class DecoderOutput(NamedTuple):
     """The result of one pass.
 
     Shapes: last_hidden_state [B, S, D], after the final norm; hidden_states L + 1 of [B, S, D], the input of each
-    layer and the last hidden state; attentions L of [B, H, S, T]. The last two are None unless they were asked for.
+    layer and the last hidden state; attentions L of [B, H, S, T]. The last two are None unless they were requested.
     """
 
     last_hidden_state: torch.Tensor
@@ -73,13 +72,13 @@ def apply_rope(x, angles):
 
 
 def fused_attention(q, k, v, mask):
-    """Softmax attention by torch's own kernel. H / G query heads share a key/value head; nothing is copied for that.
+    """Softmax attention by torch's own kernel. H / G query heads share a key/value head, which is not copied for them.
 
     Shapes: q [B, H, S, K], k and v [B, G, T, K] -> [B, H, S, K].
     """
     b, heads, s, size = q.shape
     groups = k.shape[1]
-    if s == 1:  # one query: the heads that share keys take the place of positions
+    if s == 1:  # one query: the heads that share keys become the queries of one head
         q = q.reshape(b, groups, heads // groups, size)  # [B, G, H/G, K]
         out = F.scaled_dot_product_attention(q, k, v, mask.rows(0, 1, q.device))  # [B, G, H/G, K]
         return out.reshape(b, heads, 1, size)
@@ -116,7 +115,7 @@ class AttentionCore(nn.Module):
     """Attention without its projections: a module of its own, so that a hook sees the q, k and v that were used."""
 
     def forward(self, q, k, v, mask, need_weights=False):
-        """Shapes: as `eager_attention`; the map is None unless it is asked for."""
+        """Shapes: as `eager_attention`; the map is None unless it is requested."""
         return eager_attention(q, k, v, mask) if need_weights else (fused_attention(q, k, v, mask), None)
 
 
@@ -179,14 +178,14 @@ class TiedHead(nn.Module):
 
     def __init__(self, embed_tokens):
         super().__init__()
-        self.shared = (embed_tokens,)  # in a tuple: as an attribute it would be registered a second time
+        self.shared = (embed_tokens,)  # in a tuple, because a module attribute would be registered a second time
 
     def forward(self, hidden):
         return F.linear(hidden, self.shared[0].weight)
 
 
 def make_embedding(rows, width):
-    """An `nn.Embedding` with uniform values: torch's normal initialisation imports a second's worth of code on meta."""
+    """An `nn.Embedding` with uniform values: on the meta device, torch's normal ones import code for a second."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width).uniform_(-1, 1), freeze=False)
 
 
@@ -208,16 +207,10 @@ class Decoder(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(
-        self,
-        inputs_embeds,
-        *,
-        attention_mask=None,
-        position_ids=None,
-        cache=None,
-        output_hidden_states=False,
-        output_attentions=False,
-    ):
-        """Embeddings to hidden states. Keys and values go to the cache, whose length changes here only, at the end.
+        self, inputs_embeds, *, attention_mask=None, position_ids=None, cache=None,
+        output_hidden_states=False, output_attentions=False,
+    ):  # fmt: skip
+        """Embeddings to hidden states. Keys and values are written to the cache; only this function adds to its length.
 
         Shapes: inputs_embeds [B, S, D]; attention_mask [B, S] bool, False on padding, or [B, T] with a cache, or
         [B, S, S] bool without one: the keys that each query sees; position_ids [B, S] or [1, S] long.
@@ -230,7 +223,7 @@ class Decoder(nn.Module):
         else:
             new = new_columns(attention_mask, b, s, cache)
             mask = Mask(0 if cache is None else cache.length, all_columns(new, b, s, cache))
-            if s <= QUERY_BLOCK and (mask.past or mask.real is not None):  # small: made once for all layers
+            if s <= QUERY_BLOCK and (mask.past or mask.real is not None):  # small enough to be made once for all layers
                 mask = Mask(allowed=mask.rows(0, s, inputs_embeds.device))
         if position_ids is None:
             start = 0 if cache is None else cache.next_positions
@@ -246,11 +239,8 @@ class Decoder(nn.Module):
         x = self.norm(x)  # [B, S, D]
         if cache is not None:
             cache.advance(s, new, position_ids)
-        return DecoderOutput(
-            x,
-            (*states, x) if output_hidden_states else None,
-            tuple(maps) if output_attentions else None,
-        )
+        states = (*states, x) if output_hidden_states else None
+        return DecoderOutput(x, states, tuple(maps) if output_attentions else None)
 
     def _check(self, b, s, attention_mask, position_ids, cache):
         if position_ids is not None and position_ids.shape not in ((b, s), (1, s)):

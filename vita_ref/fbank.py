@@ -1,11 +1,11 @@
 """From a sound file to a log-mel filter bank, the input of the audio encoder.
 
     load_sound   file                  -> waveform [C, W] in -1..1, at the sample rate of the file
-    log_mel      its first channel     -> 16 kHz -> a frame of 25 ms every 10 ms -> 80 log energies each: [T, 80]
+    log_mel      the first channel     -> 16 kHz -> a frame of 25 ms every 10 ms -> 80 log energies each: [J, 80]
 
-The definitions are Kaldi's, because the encoder was trained on features from Kaldi. Ten seconds give T = 998 frames.
+The definitions are those of Kaldi, on whose features the encoder was trained. Ten seconds give J = 998 frames.
 
-C channels of W samples, T frames of ``size`` samples (400), Z frequencies of a spectrum (257), M mel bins.
+C channels, W samples, J frames, M mel bins; window (400) samples of a frame, bands (257) of its spectrum.
 
 Test: ``pytest tests/test_fbank.py``
 """
@@ -19,8 +19,8 @@ from torch.nn.functional import pad
 FULL_SCALE = 32768.0  # Kaldi works on 16-bit integers
 PRE_EMPHASIS = 0.97
 LOW_FREQUENCY = 20.0  # Hz, the lower end of the first mel bin; the last one ends at half the sample rate
-FLOOR = torch.finfo(torch.float32).eps  # the smallest energy, so that silence has a logarithm
-FRAME_BLOCK = 8192  # frames (82 s) that are transformed at once: this bounds the memory
+FLOOR = torch.finfo(torch.float32).eps  # the smallest energy, so that the logarithm of silence is finite
+FRAME_BLOCK = 8192  # frames (82 s) that are transformed at once, to limit the memory
 
 
 def load_sound(source):
@@ -47,9 +47,9 @@ def load_sound(source):
 
 
 def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_shift=10.0, target_rate=16000):
-    """Kaldi's log-mel filter bank of a sound. It has no rows if the sound is shorter than one frame.
+    """Kaldi's log-mel filter bank of a sound. A sound shorter than one frame gives no rows.
 
-    Shapes: [C, W] float in -1..1 -> [T, M] float32
+    Shapes: [C, W] float in -1..1 -> [J, M] float32
     Units: frame_length and frame_shift in milliseconds, rates in Hz.
     Raises: ValueError if the waveform has another shape or dtype.
     Source: ``kaldi.fbank`` as upstream whale/init_model.py:36-60 calls it, without dither.
@@ -60,10 +60,10 @@ def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_
     size, shift = int(target_rate * frame_length / 1000), int(target_rate * frame_shift / 1000)
     if len(samples) < size:
         return torch.zeros(0, num_mel_bins)
-    frames = samples.unfold(0, size, shift)  # [T, size]
-    window = torch.hann_window(size, periodic=False).pow(0.85)  # [size]
-    bank = _mel_bank(num_mel_bins, _fft_size(size), target_rate)  # [Z, M]
-    return torch.cat([_log_energies(block, window, bank) for block in frames.split(FRAME_BLOCK)])  # [T, M]
+    frames = samples.unfold(0, size, shift)  # [J, window]
+    window = torch.hann_window(size, periodic=False).pow(0.85)  # [window]
+    bank = _mel_bank(num_mel_bins, _fft_size(size), target_rate)  # [bands, M]
+    return torch.cat([_log_energies(block, window, bank) for block in frames.split(FRAME_BLOCK)])  # [J, M]
 
 
 def _first_channel(waveform, sample_rate):
@@ -86,13 +86,13 @@ def _resample(samples, sample_rate, target_rate):
 
 
 def _log_energies(frames, window, bank):
-    """[T, size] samples -> [T, M] log energies."""
-    frames = frames * FULL_SCALE  # [T, size]
-    frames = frames - frames.mean(1, keepdim=True)  # [T, size]
-    previous = pad(frames, (1, 0), mode="replicate")[:, :-1]  # [T, size]
-    frames = (frames - PRE_EMPHASIS * previous) * window  # [T, size]
-    power = torch.fft.rfft(frames, n=_fft_size(len(window))).abs().square()  # [T, Z]
-    return (power @ bank).clamp(min=FLOOR).log()  # [T, M]
+    """[J, window] samples -> [J, M] log energies."""
+    frames = frames * FULL_SCALE  # [J, window]
+    frames = frames - frames.mean(1, keepdim=True)  # [J, window]
+    previous = pad(frames, (1, 0), mode="replicate")[:, :-1]  # [J, window]
+    frames = (frames - PRE_EMPHASIS * previous) * window  # [J, window]
+    power = torch.fft.rfft(frames, n=_fft_size(len(window))).abs().square()  # [J, bands]
+    return (power @ bank).clamp(min=FLOOR).log()  # [J, M]
 
 
 def _fft_size(size):
@@ -102,12 +102,12 @@ def _fft_size(size):
 
 def _mel_bank(num_mel_bins, fft_size, sample_rate):
     """The weight of each frequency in each mel bin: a triangle between the centres of the bins before and after it."""
-    hertz = torch.linspace(0, sample_rate / 2, fft_size // 2 + 1, dtype=torch.float64)  # [Z]
+    hertz = torch.linspace(0, sample_rate / 2, fft_size // 2 + 1, dtype=torch.float64)  # [bands]
     low, high = _mel(torch.tensor([LOW_FREQUENCY, sample_rate / 2], dtype=torch.float64))
     step = (high - low) / (num_mel_bins + 1)  # between neighbouring centres
     centres = low + step * torch.arange(1, num_mel_bins + 1)  # [M]
-    distance = (_mel(hertz)[:, None] - centres).abs()  # [Z, M]
-    return (1 - distance / step).clamp(min=0).float()  # [Z, M]
+    distance = (_mel(hertz)[:, None] - centres).abs()  # [bands, M]
+    return (1 - distance / step).clamp(min=0).float()  # [bands, M]
 
 
 def _mel(hertz):

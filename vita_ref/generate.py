@@ -1,8 +1,8 @@
 """The command line: ``python -m vita_ref.generate --image x.jpg`` prints the answer and nothing else.
 
-    flags -> Request -> Vita.prepare -> Vita.answer -> text, as soon as it is certain
+    flags -> Request -> Vita.prepare -> Vita.answer -> text, piece by piece
 
-The exit status is 2, with one line on standard error, for every error that the user can fix.
+User errors print one line on standard error and exit with status 2.
 
 Test: ``pytest tests/test_generate.py``
 """
@@ -46,20 +46,10 @@ def load(args):
     if args.threads:
         torch.set_num_threads(args.threads)
     requests, start = read_requests(args), time.perf_counter()
-    vita = Vita.from_pretrained(
-        args.model,
-        dtype=args.dtype and getattr(torch, args.dtype),
-        device=args.device,
-        quantize=args.quantize,
-        kernels=args.kernels,
-        vision_dir=args.vision_dir,
-        audio_dir=args.audio_dir,
-        speech_dir=args.speech_dir,
-        split=world_size() > 1,
-        pack=args.pack,
-        mmap=not args.no_mmap,
-        progress=loading_bar() if watched(args) else None,
-    )
+    names = ("device", "quantize", "kernels", "vision_dir", "audio_dir", "speech_dir", "pack")
+    options = {name: getattr(args, name) for name in names}
+    options |= {"dtype": args.dtype and getattr(torch, args.dtype), "mmap": not args.no_mmap, "split": world_size() > 1}
+    vita = Vita.from_pretrained(args.model, progress=loading_bar() if watched(args) else None, **options)
     seconds = time.perf_counter() - start
     return vita, prepare_requests(requests, vita.prepare, args.batch), seconds
 
@@ -80,7 +70,7 @@ def answer_all(vita, prepared, load_seconds, args):
 
 
 def answer(vita, prepared, args):
-    """Answers some requests together. Prints and speaks the first one's text as it comes."""
+    """Answers some requests together. The first answer is printed and spoken while it is generated."""
     stream = not (args.json or args.batch or args.no_stream)
     generator = None
     if args.seed is not None:
@@ -93,7 +83,7 @@ def answer(vita, prepared, args):
             if stream:
                 print(answers[0].piece, end="", flush=True)
     prefill, decode = times[0] - start, times[-1] - times[0]
-    rate = (len(times) - 2) / max(decode, 1e-9)  # the first token belongs to the prefill; the last time is no token's
+    rate = (len(times) - 2) / max(decode, 1e-9)  # the first token is part of the prefill; no token has the last time
     return answers, {"prefill_s": round(prefill, 4), "decode_s": round(decode, 4), "tokens_per_s": round(rate, 2)}
 
 

@@ -1,12 +1,12 @@
 """From an image file to normalised tiles of pixels, the input of the vision tower.
 
-    open_image   file                  -> upright RGB image
+    open_image   file                  -> RGB image, rotated upright
     tile_grid    its width and height  -> columns and rows of the grid whose aspect ratio is nearest
     load_tiles   both of them          -> [N, 3, tile, tile]: the tiles row by row, then a thumbnail
 
 An 800 x 600 image is stretched to 4 x 3 tiles of 448 x 448 pixels. With the thumbnail these are N = 13 tiles.
 
-N tiles; tile, width and height in pixels.
+N tiles, X, Y width and height in pixels; tile, the side of a tile in pixels.
 
 Test: ``pytest tests/test_image.py``
 """
@@ -40,10 +40,10 @@ def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGEN
 
 
 def open_image(source):
-    """A path, a binary file object or a PIL image as an 8-bit RGB PIL image, upright by its EXIF orientation.
+    """A path, a binary file object or a PIL image as an 8-bit RGB PIL image, rotated as its EXIF orientation says.
 
-    Transparent pixels are drawn on white. An animated file gives its first frame, an animated PIL image its current
-    one.
+    Transparent pixels are drawn on white. The result for an animated file is its first frame, for an animated PIL image
+    its current frame.
     Raises: ValueError with the name of the file if it is missing, damaged, too large or not an image.
     """
     try:
@@ -66,13 +66,13 @@ def open_image(source):
 def tile_grid(width, height, *, tile=448, max_tiles=12, min_tiles=1):
     """(columns, rows) of the grid whose aspect ratio columns / rows is nearest to that of the image.
 
-    Among grids that are equally near, a larger one wins if the image has more than half of the grid's pixels.
+    If several grids are equally near, the largest of those with less than twice the pixels of the image is chosen.
 
     Example: 1 x 1, 2 x 2 and 3 x 3 tiles of 448 have the ratio of an 800 x 800 image, which has 640,000 pixels.
         2 x 2 tiles have 802,816 pixels. The image has more than half of them (401,408), so 2 x 2 beats 1 x 1.
         3 x 3 tiles have 1,806,336 pixels. The image has less than half of them (903,168). The result is (2, 2).
 
-    Raises: ValueError for an image without pixels, or for limits that no grid meets.
+    Raises: ValueError for an image without pixels, or for limits that contradict each other.
     Source: upstream vita/util/data_utils_video_audio_neg_patch.py:1487-1545.
     """
     _check_grid(width, height, tile, max_tiles, min_tiles)
@@ -108,17 +108,17 @@ def _check_grid(width, height, tile, max_tiles, min_tiles):
 
 
 def _normalise(image, mean, std):
-    """An RGB image as [3, height, width] float32: scaled from 0..255 to 0..1, then normalised by channel."""
-    pixels = torch.from_numpy(np.array(image))  # [height, width, 3]
-    pixels = pixels.permute(2, 0, 1).float() / 255  # [3, height, width]
+    """An RGB image as [3, Y, X] float32: scaled from 0..255 to 0..1, then normalised by channel."""
+    pixels = torch.from_numpy(np.array(image))  # [Y, X, 3]
+    pixels = pixels.permute(2, 0, 1).float() / 255  # [3, Y, X]
     mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
     std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)  # [3, 1, 1]
-    return (pixels - mean) / std  # [3, height, width]
+    return (pixels - mean) / std  # [3, Y, X]
 
 
 # ---- an image as a single tile, which video frames need
 
-MAX_PIXELS = 200_000_000  # of the enlarged image in `load_square`: that of a long thin image would fill the memory
+MAX_PIXELS = 200_000_000  # of the enlarged image in `load_square`: a long thin image could need all memory
 
 
 def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENET_STD):
@@ -159,7 +159,7 @@ def _pad(image, tile, mean):
 
 # ---- rare modes, names and errors
 
-READ_ERRORS = (  # what Pillow's readers raise for damaged files, beside Image.DecompressionBombError
+READ_ERRORS = (  # what Pillow raises for damaged files, in addition to Image.DecompressionBombError
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError,
     AttributeError, AssertionError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """The arguments of a forward pass, declared once, and their checks.
 
-B batch, S positions, D model width, N images or sounds, T frames, M mel bins, A positions of a sound, Y and X height
-and width in pixels.
+B batch rows, S new positions, D decoder width.
 
 Test: ``pytest tests/test_model.py``
 """
@@ -53,7 +52,7 @@ class Batch:
 
 
 class Inputs(NamedTuple):
-    """A batch as the decoder takes it.
+    """The inputs of the decoder, made from a batch.
 
     Shapes: embeds [B, S, D]; mask, positions and labels [B, S] or None; segments as in `Spliced`, or None. ``batch``
     holds the arguments that these were made from.
@@ -68,7 +67,7 @@ class Inputs(NamedTuple):
 
 
 def text_ids(batch, config, cache=None):
-    """The ids of a batch without media: padding, which may be any id, becomes 0.
+    """The ids of a batch without media. Padding, which may be any id, becomes 0.
 
     Raises: ValueError for placeholders.
     """
@@ -105,7 +104,7 @@ def split_options(options, *classes):
 
 
 def audio_rows(audios, config):
-    """The ``audios`` argument as rows cut to their lengths, how many positions to keep of each, and which are banks.
+    """The ``audios`` argument: sounds cut to their lengths, numbers of positions to keep, and which are filter banks.
 
     Raises: ValueError if a length, the kind or a width does not match.
     """

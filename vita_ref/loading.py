@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a `Vita`: its config and tokenizer, the module without numbers, then the weights.
+"""From a checkpoint folder to a `Vita`: its config and tokenizer, the modules without values, then the weights.
 
     config.json -> VitaConfig -> Vita on the meta device -> safetensors, strictly by name and shape -> Vita in eval mode
 
@@ -27,31 +27,19 @@ SPEECH_FOLDERS = ("vita_tts_ckpt", "speech")  # in a checkpoint folder or beside
 
 
 def demo_folder():
-    """The weights that come with the project: inside an installed package, or beside it in a checkout."""
+    """The folder of the demo weights: inside an installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent
     places = [here / "weights" / "demo", here.parent / "weights" / "demo"]
     for place in places:
         if (place / "config.json").is_file():
             return place
-    raise ValueError(f"the demo weights are missing (looked in {places[0]} and {places[1]}): name a folder with --model")
+    raise ValueError(f"there are no demo weights in {places[0]} or {places[1]}: name a folder with --model")
 
 
 def load_vita(
-    cls,
-    folder=None,
-    dtype=None,
-    device="cpu",
-    quantize=None,
-    *,
-    kernels="auto",
-    vision_dir=None,
-    audio_dir=None,
-    speech_dir=None,
-    split=False,
-    pack=False,
-    mmap=True,
-    progress=None,
-):
+    cls, folder=None, dtype=None, device="cpu", quantize=None, *, kernels="auto", vision_dir=None, audio_dir=None,
+    speech_dir=None, split=False, pack=False, mmap=True, progress=None,
+):  # fmt: skip
     """Builds ``cls`` (`Vita`) from a checkpoint folder; None is the demo.
 
     Args:
@@ -59,20 +47,21 @@ def load_vita(
         quantize: "int8" quantises the decoder's matrices as they are read.
         kernels: "plain" uses torch's products, "fast" those committed for this processor (see `scale`), "auto" fast
             ones for generation and plain ones for everything else.
-        vision_dir, audio_dir: where a VITA-1.5 folder's vision and audio configs are.
-        speech_dir: where ``decoder/`` and ``codec/`` are; None looks for `SPEECH_FOLDERS`.
+        vision_dir, audio_dir: the folders of a VITA-1.5 checkpoint's vision and audio configs.
+        speech_dir: the folder with ``decoder/`` and ``codec/``; with None, `SPEECH_FOLDERS` are tried.
         split: reads this process's part of the decoder only (see `scale.parallel`).
         pack: stores the decoder's matrices in the order in which oneDNN reads them (see `scale.products`).
-        mmap: leaves weights that need no conversion in the file, which must not be overwritten meanwhile.
+        mmap: maps weights that need no conversion into memory; their file must not be overwritten meanwhile.
         progress: called with (tensors read, tensors in all).
 
-    Raises: ValueError if the folder does not fit, with names.
+    Raises: ValueError with the names of missing or surplus files, tensors or settings.
     """
     from . import scale
 
     scale.check(kernels, quantize, pack)
     folder = demo_folder() if folder is None else Path(folder)
-    config, files = read_folder(folder, vision_dir, audio_dir)
+    config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), checkpoint.find_tensors(folder)
+    config = with_stored_vocabulary(config, files)
     with torch.device("meta"):
         vita = cls(config, load_tokenizer(folder))
     options = {"dtype": getattr(torch, config.dtype) if dtype is None else dtype, "device": device, "progress": progress}
@@ -85,17 +74,10 @@ def load_vita(
     return vita.eval()
 
 
-def read_folder(folder, vision_dir=None, audio_dir=None):
-    """The config of a folder, and the file of each of its tensors."""
-    config = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir)
-    files = checkpoint.find_tensors(folder)
-    return with_stored_vocabulary(config, files), files
-
-
 def with_stored_vocabulary(config, files):
-    """The config with the vocabulary size that a VITA folder's embeddings and head have.
+    """The config with the vocabulary size of the stored embeddings and head, for a VITA folder.
 
-    Upstream's loader resizes both to the tokenizer, so the config of a saved folder may have another number.
+    Upstream's loader resizes both to the tokenizer, so the config of a saved folder may have another size.
     """
     if config.template != "vita":
         return config

@@ -1,6 +1,7 @@
-"""Which keys a query may see, which columns are padding, and the position ids: the one hard idea of the decoder.
+"""Which keys a query may see, which columns are padding, and the position ids.
 
-A batch is a rectangle of columns. Some columns are padding, on either side, and some are in the cache already.
+The rows of a batch are sequences, and its columns are positions. A row has padding columns on the left or on the right.
+The first columns may be in the cache already.
 A query sees the keys up to its own column that are not padding:
 
     two cached columns and two new ones     the same, and column 0 is padding
@@ -9,7 +10,7 @@ A query sees the keys up to its own column that are not padding:
 
 A padding column also sees itself. Otherwise its softmax would have no entry, which gives NaN. No other query sees it.
 
-B batch, S new columns, T cached and new columns.
+B batch rows, S new positions (columns), T cached and new positions, D decoder width.
 
 Test: ``pytest tests/test_masks.py``
 """
@@ -20,7 +21,7 @@ import torch
 
 
 class Mask(NamedTuple):
-    """What the queries of a pass may see. A large mask is never made whole: `rows` gives it for a block of queries.
+    """What the queries of a pass may see. A large mask is never stored: `rows` computes it for a block of queries.
 
     Attributes:
         past: number of columns before the first query; None means that every query sees every key.
@@ -33,7 +34,7 @@ class Mask(NamedTuple):
     allowed: torch.Tensor | None = None
 
     def rows(self, start, stop, device=None):
-        """The mask of the queries ``start`` to ``stop``: [B or 1, 1, stop - start, keys] bool, or None if they see all.
+        """The mask of the queries ``start`` to ``stop``: [B or 1, 1, stop-start, keys] bool, or None if they see all.
 
         The keys end with the last of these queries.
         """
@@ -56,7 +57,7 @@ def new_columns(attention_mask, b, s, cache):
     """Which of the ``s`` new columns are not padding: [B, S] bool, or None if none of them is padding.
 
     ``attention_mask`` covers the new columns, or the cached and the new ones.
-    Raises: ValueError for another shape, or if it differs from the cache in the columns that are cached.
+    Raises: ValueError for another shape, or if it differs from the cache in the cached columns.
     """
     if attention_mask is None:
         return None

@@ -2,9 +2,10 @@
 
     images, sounds -> features -> splice -> decoder -> logits -> next token -> decoder -> ...
 
-`Vita.steps` is the loop. `generate`, `respond`, `respond_batch` and the command line only wrap it.
+`Vita.steps` is the loop. `generate`, `respond`, `respond_batch` and the command line all call it.
 
-B batch, S positions, D model width, V vocabulary, N images or sounds, T frames, M mel bins, G new tokens.
+B rows, S positions, D width, V vocabulary, N images or sounds, X, Y size, I, A positions of one, J frames, M mel bins,
+W samples; n ids of a row, placeholders included.
 
 Test: ``pytest tests/test_model.py``
 """
@@ -86,7 +87,7 @@ class Vita(nn.Module):
     # ---- images and sounds to features
 
     def encode_images(self, pixel_values):
-        """Shapes: [N, 3, height, width] normalised pixels -> [N, V, D].
+        """Shapes: [N, 3, Y, X] normalised pixels -> [N, I, D].
 
         Raises: ValueError if the checkpoint has no vision tower, or the pixels do not fit it.
         """
@@ -96,7 +97,7 @@ class Vita(nn.Module):
         return self.projector(self.vision(pixel_values.to(like.device, like.dtype)))
 
     def encode_audios(self, fbank, lengths):
-        """Shapes: [N, T, M] filter banks, [N] frames -> embeds [N, T', D] and lengths [N] in positions.
+        """Shapes: [N, J, M] filter banks, [N] frames -> embeds [N, A, D] and lengths [N] in positions.
 
         Raises: ValueError if the checkpoint has no audio encoder, or a sound is too short for it.
         """
@@ -106,7 +107,7 @@ class Vita(nn.Module):
         return self.audio(fbank.to(like.device, like.dtype), lengths)
 
     def image_features(self, images, sf_masks=None):
-        """Features [V_i, D] for each placeholder: of a row of a tensor, or of all tiles of a list's entry."""
+        """Features [I_i, D] for each placeholder: of a row of a tensor, or of all tiles of a list's entry."""
         if images is None:
             return []
         tiles = [x if x.dim() == 4 else x[None] for x in images]
@@ -114,7 +115,7 @@ class Vita(nn.Module):
             encoded = self.encode_images(torch.cat(tiles)).split([len(t) for t in tiles])
         else:
             encoded = [self.encode_images(t) for t in tiles]
-        features = [x.flatten(0, 1) for x in encoded]  # each [V_i, D]
+        features = [x.flatten(0, 1) for x in encoded]  # each [I_i, D]
         if sf_masks is None:
             return features
         if len(sf_masks) != len(features):
@@ -126,9 +127,9 @@ class Vita(nn.Module):
     def audio_features(self, audios):
         """Features [A_i, D] of each sound.
 
-        ``audios`` is a dict: "audios", filter banks [N, T, M], embeddings [N, A, D] or a list of such rows; "lengths"
-        [N], how many rows are real; "lengths_for_llm" [N], how many positions to keep, where more than there are
-        means all; "kind", "fbank" or "embeds" if the width does not tell; "state_labels" [N], see `splice`.
+        ``audios`` is a dict: "audios", filter banks [N, J, M], embeddings [N, A, D] or a list of such rows; "lengths"
+        [N], how many rows are real; "lengths_for_llm" [N], how many positions to keep (if there are fewer, all
+        are kept); "kind", "fbank" or "embeds" if the width does not tell; "state_labels" [N], see `splice`.
         Raises: ValueError if a length, the kind or a width does not match.
         """
         if audios is None:
@@ -136,7 +137,7 @@ class Vita(nn.Module):
         rows, kept, is_bank = audio_rows(audios, self.config)
         banks, encoded, prompts = [row for row, bank in zip(rows, is_bank) if bank], iter(()), 0
         if banks:
-            padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, T, M]
+            padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, J, M]
             embeds = self.encode_audios(padded, [len(bank) for bank in banks]).embeds  # [N, A, D]
             prompts = self.config.audio.num_prompts
             encoded = (e[: audio_token_count(len(bank)) + prompts] for e, bank in zip(embeds, banks))
@@ -147,7 +148,7 @@ class Vita(nn.Module):
     # ---- one pass
 
     def inputs(self, batch, cache=None):
-        """A `Batch` as what the decoder takes: text is embedded, media are encoded and spliced in."""
+        """A `Batch` as inputs of the decoder: text is embedded, media are encoded and spliced in."""
         batch.check(self.config.decoder.hidden_size)
         if batch.inputs_embeds is not None:
             return Inputs(batch.inputs_embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
@@ -156,21 +157,15 @@ class Vita(nn.Module):
             return Inputs(embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
         mask = batch.attention_mask
         if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
-            mask = mask[:, -batch.input_ids.shape[1] :]  # [B, I]; it may cover the cached columns too
+            mask = mask[:, -batch.input_ids.shape[1] :]  # [B, n]; it may cover the cached columns too
+        c, states = self.config, None if batch.audios is None else batch.audios.get("state_labels")
+        features = self.image_features(batch.images, batch.sf_masks), self.audio_features(batch.audios)
         spliced = splice(
-            batch.input_ids,
-            self.embed,
-            self.image_features(batch.images, batch.sf_masks),
-            self.audio_features(batch.audios),
-            mask,
-            batch.labels,
-            image_token=self.config.image_token_index,
-            audio_token=self.config.audio_token_index,
-            padding_side=self.config.tokenizer_padding_side,
-            max_length=self.config.tokenizer_model_max_length,
-            shared_v_pid_stride=batch.shared_v_pid_stride,
-            state_labels=None if batch.audios is None else batch.audios.get("state_labels"),
-        )
+            batch.input_ids, self.embed, *features, mask, batch.labels,
+            image_token=c.image_token_index, audio_token=c.audio_token_index,
+            padding_side=c.tokenizer_padding_side, max_length=c.tokenizer_model_max_length,
+            shared_v_pid_stride=batch.shared_v_pid_stride, state_labels=states,
+        )  # fmt: skip
         positions = spliced.position_ids  # [B, S]
         if cache is not None:
             positions = positions + cache.next_positions[:, None] * spliced.attention_mask  # [B, S]
@@ -184,23 +179,23 @@ class Vita(nn.Module):
         return self.decoder.embed_tokens(ids)
 
     def forward(self, input_ids=None, *, cache=None, output_hidden_states=False, output_attentions=False, **batch):
-        """One pass over a batch. It goes on from ``cache`` if one is given.
+        """One pass over a batch. It continues from ``cache`` if one is given.
 
-        The other arguments are the fields of `Batch`: images [N, 3, Y, X] or a list of [3, Y, X] or [F, 3, Y, X];
+        The other arguments are the fields of `Batch`: images [N, 3, Y, X] or a list of [3, Y, X] or [N, 3, Y, X];
         audios a dict (see `audio_features`); attention_mask [B, S], bool or 0 and 1; position_ids [B, S] long; labels
-        [B, S] long, those below zero not counted; inputs_embeds [B, S, D]; sf_masks, a number for each image;
-        shared_v_pid_stride, an int.
+        [B, S] long, of which the loss ignores those below zero; inputs_embeds [B, S, D]; sf_masks, a number for each
+        image; shared_v_pid_stride, an int.
 
-        Shapes: input_ids [B, S] long, or a list of [S_i].
+        Shapes: input_ids [B, n] long, or a list of [n_i].
         Raises: ValueError for shapes, numbers of media or combinations that do not match.
         """
         x = self.inputs(Batch(input_ids, **batch), cache)
         check_inputs(x)
-        learning = x.embeds.requires_grad or any(p.requires_grad for p in self.decoder.parameters())
-        if cache is None and not (torch.is_grad_enabled() and learning):
+        needs_grad = x.embeds.requires_grad or any(p.requires_grad for p in self.decoder.parameters())
+        if cache is None and not (torch.is_grad_enabled() and needs_grad):
             cache = self.decoder.new_cache(len(x.embeds), None)
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        out = self.decoder(x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache, **asked)
+        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        out = self.decoder(x.embeds, attention_mask=x.mask, position_ids=x.positions, cache=cache, **wanted)
         logits = self.decoder.lm_head(out.last_hidden_state)  # [B, S, V]
         new = None if x.mask is None else x.mask[:, -logits.shape[1] :]  # without the cached columns
         loss = None if x.labels is None else next_token_loss(logits, x.labels, new)
@@ -209,9 +204,9 @@ class Vita(nn.Module):
     # ---- generation
 
     def steps(self, x, options):
-        """THE generation loop. Yields a `Step` for each new token, until every row has ended.
+        """The generation loop. Yields a `Step` for each new token until every row has ended.
 
-        Rows that have ended go on with the padding id.
+        The ids of rows that have ended are the padding id.
         """
         b, s, _ = x.embeds.shape
         device = x.embeds.device
@@ -242,11 +237,11 @@ class Vita(nn.Module):
 
     @torch.inference_mode()
     def generate(self, input_ids=None, *, max_new_tokens, stream=None, include_prompt=False, **options):
-        """New token ids [B, G]. Rows that ended early are filled with ``pad_token_id``.
+        """New token ids [B, new]. Rows that ended early are filled with ``pad_token_id``.
 
         Options are the fields of `Sampling` and of `Batch`. ``eos_token_id`` is an id, a list, ``()`` for none, or
         None for the checkpoint's. ``stream`` is called with each step's ids [B]. ``include_prompt`` puts input_ids in
-        front. The repetition penalty counts the tokens of input_ids too; it cannot know those of inputs_embeds.
+        front. The repetition penalty applies to the tokens of input_ids too, but not to those behind inputs_embeds.
 
         Raises: ValueError for what `forward` refuses, and for options out of range.
         """
@@ -261,14 +256,13 @@ class Vita(nn.Module):
             new.append(step.ids)
             if stream is not None:
                 stream(step.ids)
-        new = torch.stack(new, 1)  # [B, G]
+        new = torch.stack(new, 1)  # [B, new]
         return torch.cat([input_ids, new], 1) if include_prompt else new
 
     @torch.inference_mode()
     def answer(self, prepared, options):
         """Answers prepared requests together: yields their `Answer` objects after every step, and once at the end."""
-        batch = collate(prepared)
-        x = self.inputs(batch)
+        x = self.inputs(collate(prepared))
         check_inputs(x)
         stops = self.stop_ids if options.eos_token_id is None else self.eos_ids(options.eos_token_id)
         options = replace(options, eos_token_id=stops)
@@ -284,15 +278,15 @@ class Vita(nn.Module):
     def respond(self, text=None, images=(), audios=(), video=None, **options):
         """The answer to a question with images and sounds (paths, PIL images or tensors), as a string.
 
-        Options are the other fields of `Request`, and those of `Sampling`: greedy unless they say otherwise, at most
-        256 new tokens. A state mark at the beginning is removed.
+        Options are the other fields of `Request`, and those of `Sampling`: by default greedy, with at most 256 new
+        tokens. A state mark at the beginning is removed.
         Raises: ValueError for media that cannot be read, or that the checkpoint cannot take.
         """
         request, options = split_options(options, Request, Sampling)
         return self.respond_batch([Request(text, list(images), list(audios), video, **request)], **options)[0]
 
     def respond_batch(self, requests, **options):
-        """The answers to several requests (`Request`, or dicts of its fields). Each is what `respond` gives for it alone."""
+        """The answers to several requests (`Request`, or dicts of its fields). They equal those of `respond`."""
         requests = [as_request(each) for each in requests]
         options = Sampling(**options).check()
         if not requests:
@@ -308,7 +302,7 @@ class Vita(nn.Module):
         return prepared
 
     def text(self, ids, skip_special_tokens=True):
-        """The text of a row of ids. Ids that stand for no token are left out."""
+        """The text of a row of ids. Ids that are no tokens are left out."""
         return self.tokenizer.decode(drop_unknown_ids(ids, self.tokenizer), skip_special_tokens)
 
     @property
@@ -323,9 +317,9 @@ class Vita(nn.Module):
         return (ids,) if isinstance(ids, int) else tuple(ids)
 
     def padding_id(self, options):
-        """The id that fills rows which have ended: the one asked for, the checkpoint's, or the first that ends a row."""
-        asked = self.config.pad_token_id if options.pad_token_id is None else options.pad_token_id
-        return asked if asked is not None else next(iter(self.eos_ids(options.eos_token_id)), 0)
+        """The id that fills ended rows: that of the options, the checkpoint's, or the first that ends a row."""
+        candidates = (options.pad_token_id, self.config.pad_token_id, *self.eos_ids(options.eos_token_id), 0)
+        return next(i for i in candidates if i is not None)
 
     # ---- speech
 
@@ -335,9 +329,9 @@ class Vita(nn.Module):
         return torch.cat(pieces) if pieces else torch.zeros(0), self.speech.sample_rate
 
     def speak_stream(self, text, *, voice=None, speed=1.0, **token_options):
-        """The same in pieces [W], sentence by sentence. ``text`` may be an iterator that is still being written.
+        """The speech in pieces [W], sentence by sentence. ``text`` may be an iterator over its parts.
 
-        ``voice`` is a list of the codec's global tokens (None: its own); ``speed``, 0.5 to 2, keeps the pitch; the
+        ``voice`` is a list of the codec's global tokens (None: its default); ``speed``, 0.5 to 2, keeps the pitch; the
         other options are those of `Speech.stream`.
         Raises: ValueError if the folder has no speech weights, or an option is out of range.
         """

@@ -1,14 +1,12 @@
 """From messages to token ids, and from token ids to the text of an answer. Templates are data, not code.
 
-    question -> place_media    <image>, <video> and <audio> in front of it, if it does not place them itself
-             -> render         the conversation as the model was trained to read it
+    question -> place_media    adds <image>, <video> and <audio> in front, unless the question contains them
+             -> render         the conversation in the layout that the model was trained with
              -> expand_video   one <image> per frame in place of <video>
              -> encode_prompt  ids, with a negative id where the features of an image or a sound will be inserted
-    answer   -> AnswerText     ids to text as they arrive, without the mark that VITA-1.5 puts in front
+    answer   -> AnswerText     ids to text as they arrive, without the state mark that VITA-1.5 writes in front
 
 The functions are pure: the same arguments give the same result.
-
-S token ids.
 
 Test: ``pytest tests/test_prompt.py``
 """
@@ -29,7 +27,7 @@ class Template:
 
     blocks: Mapping  # role -> (text before a message, text after it)
     separator: str  # between messages
-    ends_with_separator: bool  # also after the last message, where no answer is asked for
+    ends_with_separator: bool  # also after the last message, if no answer follows
     stop: tuple  # texts that end an answer, as well as the EOS token
     image_separator: str  # between the images placed in front of a question and the question
     default_system: Mapping = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
@@ -44,7 +42,7 @@ class Template:
 
 
 def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
-    """Puts placeholders in front of a question: images, videos, audios. A kind that the text already has is not added.
+    """Puts placeholders of images, videos and audios in front of a question, unless it contains some of that kind.
 
     Example: ``place_media("Why?", images=2, audios=1, template="vita")`` is ``<image><image>\\n<audio>Why?``.
     """
@@ -56,11 +54,11 @@ def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
 def render(messages, *, system=None, add_generation_prompt=True, template="chatml", medium=None):
     """The text of a conversation ``[{"role": "user", "content": "..."}, ...]`` in the layout of a template.
 
-    ``system`` is the system text in front, unless the messages begin with one: None is the template's default, if it
-    has one, "" is none. The default depends on ``medium``: "image", "video" or "lang" (text and sound); None looks for
-    placeholders in the messages.
+    ``system`` is the system text in front, unless the messages begin with one. None is the template's default, if it
+    has one; "" means no system text. The default depends on ``medium``: "image", "video" or "lang" (text and sound);
+    with None it depends on the placeholders in the messages.
 
-    Raises: ValueError for a template, role, content or medium that is not known, or for two system texts.
+    Raises: ValueError for an unknown template, role or medium, content that is no string, or two system texts.
     Source: upstream's conversation.py; Qwen2's chat template.
     """
     layout = _template(template)
@@ -82,9 +80,9 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
 
 
 def expand_video(text, frames):
-    """Replaces ``<video>`` by one ``<image>`` per frame. Without frames the text stays as it is.
+    """Replaces ``<video>`` by one ``<image>`` per frame. Without frames the text is unchanged.
 
-    Raises: ValueError where there are frames and the text has not exactly one ``<video>``.
+    Raises: ValueError if there are frames and the text does not have exactly one ``<video>``.
     """
     count = text.count(VIDEO)
     if frames and count != 1:
@@ -93,19 +91,19 @@ def expand_video(text, frames):
 
 
 def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200, audio_token_index=-500):
-    """The ids of a prompt with this many images and audios, each with a placeholder of its own.
+    """The ids of a prompt with ``images`` and ``audios`` placeholders, each replaced by its index.
 
     If no image is given, ``<image>`` is plain text; the same for audios.
 
-    Raises: ValueError where the text has another number of placeholders, with both numbers.
+    Raises: ValueError with both numbers if the text has another number of placeholders.
     """
     indices = {}
     for placeholder, given, index in ((IMAGE, images, image_token_index), (AUDIO, audios, audio_token_index)):
         count = text.count(placeholder)
         if given and count != given:
             verb = "was" if given == 1 else "were"
-            found = _placeholders(count, placeholder)
-            raise ValueError(f"the prompt has {found}, but {given} {verb} given: write one {placeholder} for each")
+            has = _placeholders(count, placeholder)
+            raise ValueError(f"the prompt has {has}, but {given} {verb} given: write one {placeholder} for each")
         if given:
             indices[placeholder] = index
     return _encode_around(text, tokenizer, indices)
@@ -126,7 +124,7 @@ class AnswerText:
     """The text of an answer while its ids arrive, without the state mark of the template.
 
     All results of `push` and `flush`, joined, are ``.text``, the second result of `split_state` for the whole answer.
-    ``.state`` is the mark, or None. White space is held back until it is known whether a mark follows it.
+    ``.state`` is the mark, or None. White space at the start is returned only when it is known that no mark follows.
 
     Args:
         decoder: a ``StreamDecoder``: ``push(ids)`` and ``flush()`` return text.
@@ -138,7 +136,7 @@ class AnswerText:
     def __init__(self, decoder, template="chatml"):
         self.state = None
         self._decoder, self._template = decoder, template
-        self._held = ""  # everything until the text begins
+        self._start = ""  # what was pushed before the text began
         self._begun = not _template(template).states
         self._pieces = []
 
@@ -147,17 +145,17 @@ class AnswerText:
         return "".join(self._pieces)
 
     def push(self, ids):
-        """The text that has become certain with the next ids, perhaps none."""
+        """The text that the next ids complete; it may be empty."""
         return self._add(self._decoder.push(ids), last=False)
 
     def flush(self):
-        """The end of the text: what is still held back."""
+        """The rest of the text."""
         return self._add(self._decoder.flush(), last=True)
 
     def _add(self, piece, last):
         if not self._begun:
-            self._held += piece
-            self.state, text = split_state(self._held, self._template)
+            self._start += piece
+            self.state, text = split_state(self._start, self._template)
             self._begun = last or bool(text.strip())
             piece = text if self._begun else ""
         self._pieces.append(piece)
@@ -167,7 +165,7 @@ class AnswerText:
 def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tensors=None):
     """The ids of a prompt with ``image_token_index`` for each ``<image>``; ``<audio>`` is plain text.
 
-    Shapes: a list of S ints, or [S] long with ``return_tensors="pt"``.
+    Shapes: a list of n ints, or [n] long with ``return_tensors="pt"``.
     Source: upstream's util/mm_utils.py:45.
     """
     return _as_tensor(_encode_around(prompt, tokenizer, {IMAGE: image_token_index}), return_tensors)
@@ -176,7 +174,7 @@ def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tens
 def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio_token_index=-500, return_tensors=None):
     """The ids of a prompt with an index for each ``<image>`` and each ``<audio>``.
 
-    Shapes: a list of S ints, or [S] long with ``return_tensors="pt"``.
+    Shapes: a list of n ints, or [n] long with ``return_tensors="pt"``.
     Source: upstream's util/mm_utils.py:72.
     """
     indices = {IMAGE: image_token_index, AUDIO: audio_token_index}
@@ -184,7 +182,7 @@ def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio
 
 
 def _encode_around(text, tokenizer, indices):
-    """Encodes the texts between placeholders one by one, with one BOS in front of all if the tokenizer adds any."""
+    """Encodes the texts between placeholders one by one. If the tokenizer adds a BOS, the result has one, in front."""
     pattern = "|".join(map(re.escape, indices)) or "(?!)"
     first, *rest = re.split(f"({pattern})", text)  # text, placeholder, text, placeholder, ..., text
     # quirk: Each text between placeholders is encoded by itself, as upstream does: no token spans a placeholder.

@@ -1,9 +1,9 @@
-"""From a request in words and files to the ids and tensors of a batch.
+"""From a request (text and files) to the ids and tensors of a batch.
 
     Request("What is this?", images=["cat.jpg"]) -> prepare_request -> ids with a placeholder, tiles [N, 3, 448, 448]
     several of these -> collate -> Batch, the arguments of a forward pass
 
-S ids in a prompt, N tiles, T frames of a filter bank, M mel bins, Y and X height and width in pixels.
+N tiles or video frames, X, Y width and height, J frames of a filter bank, M mel bins, A positions of a sound, D width.
 
 Test: ``pytest tests/test_request.py``
 """
@@ -26,8 +26,8 @@ DESCRIBE = {"image": "Describe the image.", "video": "Describe the video."}
 class Request:
     """What a user asks. Media are paths, file objects, PIL images or tensors.
 
-    ``prompt`` may hold placeholders; otherwise they are put in front. None asks for a description of the image or
-    video; with a sound it is empty, because the sound is the question. ``raw`` leaves out the chat template.
+    ``prompt`` may contain placeholders; otherwise they are added in front. The default is `DESCRIBE` for images and
+    videos, and empty with a sound, which is then the question. ``raw`` omits the chat template.
     """
 
     prompt: str | None = None
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """ids [S] long with placeholders; images, a list of [N, 3, Y, X]; sounds, a list of [T, M]."""
+    """ids [n] long with placeholders; images, a list of [N, 3, Y, X]; sounds, a list of [J, M]."""
 
     ids: torch.Tensor
     images: list
@@ -51,20 +51,21 @@ class PreparedRequest:
 
 
 def prepare_request(request, config, tokenizer):
-    """Reads the files of a request and lays its text out for the model.
+    """Reads the files of a request and encodes its text.
 
-    Raises: ValueError for a file that cannot be read, a part that the checkpoint lacks, placeholders that do not
-    match the media, or an empty prompt.
+    Raises: ValueError for a file that cannot be read, media that the checkpoint cannot take, placeholders that
+    do not match the media, or an empty prompt.
     """
     check_parts(request, config, tokenizer)
-    films = int(request.video is not None)
-    text = place_media(default_prompt(request), len(request.images), len(request.audios), config.template, videos=films)
+    has_video = request.video is not None
+    counts = len(request.images), len(request.audios)
+    text = place_media(default_prompt(request), *counts, config.template, videos=int(has_video))
     if not request.raw:
-        medium = "video" if films else "image" if request.images else "lang"
+        medium = "video" if has_video else "image" if request.images else "lang"
         system = tokenizer.system_prompt if request.system is None else request.system
         text = render([{"role": "user", "content": text}], system=system, template=config.template, medium=medium)
     images = [load_image(source, request, config) for source in request.images]
-    if films:
+    if has_video:
         frames, before = load_video(request, config), text[: text.find("<video>")].count("<image>")
         text, images = expand_video(text, len(frames)), [*images[:before], *frames, *images[before:]]
     sounds = [load_audio(source, config) for source in request.audios]
@@ -76,7 +77,7 @@ def prepare_request(request, config, tokenizer):
 
 
 def default_prompt(request):
-    """The question, or what is asked if there is none."""
+    """The prompt of a request, or the default for its media."""
     if request.prompt is not None:
         return request.prompt
     if request.audios:
@@ -90,25 +91,27 @@ def default_prompt(request):
 
 def collate(prepared):
     """Prepared requests as one batch."""
-    images = [picture for each in prepared for picture in each.images]
+    images = [tiles for each in prepared for tiles in each.images]
     sounds = [sound for each in prepared for sound in each.sounds]
     audios = {"audios": sounds} if sounds else None
     return Batch([each.ids for each in prepared], images=images or None, audios=audios)
 
 
 def as_request(given):
-    """A `Request`, from a dict of its fields too."""
+    """A `Request`, or a dict of its fields, as a `Request`."""
+    if isinstance(given, Request):
+        return given
     names = [f.name for f in fields(Request)]
-    if not isinstance(given, Request) and not set(given) <= set(names):
+    if not set(given) <= set(names):
         raise ValueError(f"a request has the fields {', '.join(names)}, got {', '.join(map(str, given))}")
-    return given if isinstance(given, Request) else Request(**given)
+    return Request(**given)
 
 
 # ---- media
 
 
 def load_image(source, request, config):
-    """One image as tiles [N, 3, tile, tile]; a tensor [3, Y, X] or [N, 3, Y, X] is taken as it is."""
+    """One image as tiles [N, 3, tile, tile]; a tensor [3, Y, X] or [N, 3, Y, X] is already normalised."""
     if isinstance(source, torch.Tensor):
         return source if source.dim() == 4 else source[None]
     c = config.vision
@@ -117,7 +120,7 @@ def load_image(source, request, config):
 
 
 def load_video(request, config):
-    """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [F, 3, Y, X] is taken as it is."""
+    """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [N, 3, Y, X] is already normalised."""
     if isinstance(request.video, torch.Tensor):
         return list(request.video.split(1))
     c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
@@ -126,7 +129,7 @@ def load_video(request, config):
 
 
 def load_audio(source, config):
-    """One sound as its filter bank [T, M]; a tensor is taken as it is."""
+    """One sound as its filter bank [J, M]; a tensor is returned unchanged."""
     if isinstance(source, torch.Tensor):
         return source
     c = config.audio
@@ -136,18 +139,19 @@ def load_audio(source, config):
 
 
 def check_parts(request, config, tokenizer):
-    """Refuses media that the checkpoint has no part for."""
-    files = [source for source in request.audios if not isinstance(source, torch.Tensor)]
+    """Refuses media for which the checkpoint has no encoder, and a checkpoint without a tokenizer."""
+    sounds = [source for source in request.audios if not isinstance(source, torch.Tensor)]
     if (request.images or request.video is not None) and config.vision is None:
         raise ValueError(f"this checkpoint cannot take images: {missing_reason(config, 'vision')}")
-    if files and config.audio is None:  # embeddings given as tensors need no audio encoder
+    if sounds and config.audio is None:  # embeddings given as tensors need no audio encoder
         raise ValueError(f"this checkpoint cannot take sounds: {missing_reason(config, 'audio')}")
     if tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer (tokenizer.json, vocab.json and merges.txt, or tokenizer.model)")
+        files = "tokenizer.json, vocab.json and merges.txt, or tokenizer.model"
+        raise ValueError(f"this checkpoint has no tokenizer ({files})")
 
 
 def missing_reason(config, part):
-    """Why a checkpoint lacks its vision or audio part."""
+    """Why a checkpoint has no vision or audio part."""
     return config.missing.get(part, f"it has no {part} part")
 
 
@@ -160,12 +164,12 @@ def num_patches(vision, tiles):
 
 
 def image_positions(vision, tiles):
-    """Positions that all tiles of an image take."""
+    """Positions in the prompt of all tiles of an image."""
     return len(tiles) * (num_patches(vision, tiles) // vision.shuffle**2 + vision.keep_class_token)
 
 
 def audio_positions(config, sound):
-    """Positions that a sound takes: a filter bank [T, M], or embeddings [A, D] which take one position a row."""
+    """Positions in the prompt of a sound: a filter bank [J, M], or embeddings [A, D] with one position for each row."""
     encoder = config.audio
     if sound.shape[-1] == config.decoder.hidden_size != (encoder and encoder.num_mel_bins):
         return len(sound)
@@ -176,7 +180,7 @@ def audio_positions(config, sound):
 
 
 def count_positions(config, prepared):
-    """Positions of a prepared request: text, image, audio, total, and ``cut``, those beyond the longest prompt.
+    """Positions of a prepared request: text, image, audio, total, and ``cut``, those beyond the maximum length.
 
     Raises: ValueError if a sound is too short, or placeholders do not match the media.
     """
@@ -186,10 +190,10 @@ def count_positions(config, prepared):
         "audio": [audio_positions(config, sound) for sound in prepared.sounds],
     }
     check_counts([prepared.ids], tokens, lengths, None)
-    waiting, kept, whole = {kind: iter(values) for kind, values in lengths.items()}, Counter(), 0
+    remaining, kept, whole = {kind: iter(values) for kind, values in lengths.items()}, Counter(), 0
     limit = float("inf") if config.tokenizer_model_max_length is None else config.tokenizer_model_max_length
     for kind, start, stop in runs(prepared.ids, tokens):
-        length = stop - start if kind == "text" else next(waiting[kind])
+        length = stop - start if kind == "text" else next(remaining[kind])
         kept[kind] += max(0, min(length, limit - whole))
         whole += length
     counts = {kind: kept[kind] for kind in ("text", "image", "audio")}

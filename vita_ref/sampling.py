@@ -3,6 +3,8 @@
 The order is that of Hugging Face: repetition penalty, temperature, top-k, top-p, then the draw. A filter sets the
 logits of the tokens that it removes to minus infinity. No row depends on another one: each has its own generator.
 
+B batch rows, V vocabulary.
+
 Test: ``pytest tests/test_sampling.py``
 """
 
@@ -22,10 +24,10 @@ class Sampling:
         do_sample: None samples if the temperature is above 0; True samples, at 1.0 if no temperature is given;
             False is greedy.
         temperature: 0 is greedy.
-        top_p: keep the likeliest tokens that make up this share of the probability; 1 keeps all.
+        top_p: keep the fewest likeliest tokens whose probabilities add up to this number; 1 keeps all.
         top_k: keep this many of the likeliest tokens; 0 keeps all.
         repetition_penalty: above 1, tokens that have occurred become less likely; 1 is off.
-        max_new_tokens: the longest answer.
+        max_new_tokens: the length at which an answer ends at the latest.
         eos_token_id: the id or ids that end an answer; None: the checkpoint's; (): none.
         pad_token_id: the id that fills rows which have ended.
         generator: the source of the draws; None: torch's own.
@@ -52,8 +54,8 @@ class Sampling:
             ("repetition_penalty", self.repetition_penalty, f"a number from {TINY} to {HUGE} (1 is off)",
              lambda x: TINY <= x <= HUGE),
         )  # fmt: skip
-        for name, value, expected, good in rules:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not good(value):
+        for name, value, expected, is_valid in rules:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_valid(value):
                 raise ValueError(f"{name} must be {expected}, got {value!r}")
         return self
 
@@ -67,7 +69,7 @@ def repetition_penalty(logits, seen, penalty):
     """Makes tokens that have occurred less likely: positive logits are divided by the penalty, others multiplied.
 
     Shapes: logits [B, V]; seen [B, V] bool -> [B, V] float32.
-    Source: CTRL (Keskar et al. 2019), section 4.1; the sign is taken into account as Hugging Face does.
+    Source: CTRL (Keskar et al. 2019), section 4.1; the cases for the two signs are those of Hugging Face.
     """
     logits = logits.float()  # [B, V]
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)  # [B, V]
@@ -77,7 +79,7 @@ def repetition_penalty(logits, seen, penalty):
 def seen_tokens(input_ids, attention_mask, vocab_size, device=None):
     """Which tokens occur in each prompt. Placeholders (negative ids) and padding do not count.
 
-    Shapes: input_ids [B, S], or a list of [S_i]; attention_mask [B, S] or None -> [B, V] bool.
+    Shapes: input_ids [B, n], or a list of [n_i]; attention_mask [B, n] or None -> [B, V] bool.
     """
     seen = torch.zeros(len(input_ids), vocab_size, dtype=torch.bool, device=device)  # [B, V]
     for i, row in enumerate(input_ids):
@@ -117,7 +119,7 @@ def filter_top_p(logits, p):
 def row_generators(generator, rows, device="cpu"):
     """A generator for each row, seeded by draws from the given one (torch's own if None).
 
-    So a row's draws depend on its number and on the seed, and not on the other rows.
+    The draws of a row depend on its index and on the seed only, not on the other rows.
     """
     seeds = torch.randint(2**62, (rows,), generator=generator, device=generator.device if generator else "cpu")
     return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]

@@ -1,12 +1,12 @@
-"""Speech: from rows of text to codec tokens to sound, at once or as a stream.
+"""Speech: from rows of text to codec tokens to sound, as a whole or as a stream.
 
     text rows [U, D] -> speech decoder: token, token, ..., end token -> vocoder -> waveform [W]
-    as a stream: tokens -> chunks of 40 -> vocoder, with neighbouring tokens as context -> split where it is quiet
+    as a stream: tokens -> chunks of 40 -> vocoder, with neighbouring tokens as context -> split at a quiet sample
 
-The rows are rows of the language model's embedding table. Speech needs the text and no hidden state of that model.
+The rows are rows of the language model's embedding table. Speech needs the text, but no hidden state of that model.
 40 tokens are one second of sound. The networks are in ``voice/``.
 
-U rows of text or codec tokens, D width of the speech decoder, V codes and four special tokens, W samples of sound.
+U rows of text or codec tokens, D width of the speech decoder, V its vocabulary, W samples of sound.
 The batch is always one sentence.
 
 Test: ``pytest tests/test_speech.py``
@@ -38,7 +38,7 @@ class TokenOptions:
         top_k: 1 takes the likeliest token, k draws among the k likeliest, 0 draws among all.
         penalty_window: how many of the last tokens are penalised; 0 or less penalises none.
         penalty: what the logits of these tokens are divided by.
-        max_tokens: the most tokens of a sentence.
+        max_tokens: the maximum number of tokens of a sentence.
     """
 
     top_k: int = 1
@@ -57,7 +57,7 @@ class TokenOptions:
 
     @property
     def sampling(self):
-        """The same choice as options of `sample`."""
+        """These options as `Sampling`, for `sample`."""
         return Sampling(do_sample=self.top_k != 1, top_k=self.top_k)
 
 
@@ -76,14 +76,14 @@ class Speech(nn.Module):
     def from_pretrained(folder, dtype=torch.float32, device="cpu"):
         """Reads ``decoder/`` and ``codec/``, each with ``model.json`` and ``final.safetensors`` or ``final.pt``.
 
-        Raises: ValueError if a file is missing, damaged or holds more than tensors, or does not match its model.json.
+        Raises: ValueError if a file is missing, damaged, contains more than tensors, or does not match its model.json.
         """
         decoder_folder, codec_folder = Path(folder) / "decoder", Path(folder) / "codec"
         decoder_config = read_speech_config(decoder_folder / "model.json")
         codec_config = read_codec_config(codec_folder / "model.json")
         with torch.device("meta"):
             speech = Speech(decoder_config, codec_config)
-        # prefix layers are tuned keys and values for prompts with a prefix; the codec's encoder is for training
+        # not used here: prefix layers are tuned keys and values, and the codec's encoder is for training
         decoder_tensors = _without(read_tensors(decoder_folder), "layers_prefix.")
         codec_tensors = _without(read_tensors(codec_folder), "encoder.")
         fill_module(speech.decoder, decoder_tensors, decoder_folder, dtype, device)
@@ -100,7 +100,7 @@ class Speech(nn.Module):
 
         ``options`` are those of `TokenOptions`; ``generator`` draws the tokens (None: torch's own).
 
-        Shapes: embeds [n, D], or rows k times as wide (see `text_rows`).
+        Shapes: embeds [U, D], or rows that are several times as wide (see `text_rows`).
         Raises: ValueError for an option or a shape, before the first token.
         """
         return self._tokens(self.text_rows(embeds), TokenOptions(**options).check(), generator)
@@ -110,17 +110,17 @@ class Speech(nn.Module):
 
         ``context``: how many tokens at the start and at the end give context and no sound (see `Vocoder`).
 
-        Shapes: tokens [m] long, or a list -> [(m - sum(context)) * hop] float32 in -1..1.
+        Shapes: tokens [U] long, or a list -> [W] float32 in -1..1, W = (U - sum(context)) * hop.
         """
         tokens = torch.as_tensor(tokens, dtype=torch.long, device=self.decoder.norm.weight.device)
         return self.codec(tokens[None], voice, context)[0]
 
     def stream(self, embeds, *, chunk=40, padding=10, window=2401, threshold=0.01, voice=None, **token_options):
-        """Sound of rows of text in pieces, each as early as possible, split where it is quiet (see `split_quiet`).
+        """Sound of rows of text in pieces, each as early as possible, split at quiet samples (see `split_quiet`).
 
-        The pieces together equal `vocode` of all tokens: each chunk is computed with all the tokens that can influence
-        it, so it waits for them. At the end of the tokens, a chunk still counts as one if ``padding`` tokens follow it.
-        The rest is the last piece and is not split.
+        The pieces together equal `vocode` of all tokens, because a chunk is computed only when all tokens that can
+        influence it are known. At the end of the tokens, ``padding`` tokens behind a chunk are enough. The rest is the
+        last piece and is not split.
 
         Shapes: as `tokens`; yields pieces [W] float32.
         Units: chunk and padding in tokens, window in samples, threshold as mean absolute amplitude.
@@ -135,7 +135,7 @@ class Speech(nn.Module):
     def text_rows(self, embeds):
         """Rows of the language model's embedding table as rows of width D. A wide row becomes several.
 
-        Shapes: [n, k*D] -> [n*k, D].
+        Shapes: [rows, k*D] -> [U, D], U = rows * k.
         Source: upstream's web_ability_demo.py:407-410, where a row of 3584 becomes 4 of 896.
         """
         width, like = self.decoder.config.decoder.hidden_size, self.decoder.norm.weight
@@ -151,7 +151,7 @@ class Speech(nn.Module):
         tokens = [sos]
         for _ in range(options.max_tokens):
             logits = self.decoder.step(tokens[-1], cache)  # [1, V]
-            logits[:, [bos, sos, pad]] = -torch.inf  # these are no codes; upstream's codec would fail on them
+            logits[:, [bos, sos, pad]] = -torch.inf  # these are no codes, and the codec has no vector for them
             if options.penalty_window > 0:
                 recent = tokens[-options.penalty_window :]  # quirk: sos counts as a recent token, as in upstream
                 logits = apply_penalty(logits, recent, options.penalty)  # [1, V]
@@ -179,7 +179,7 @@ class Speech(nn.Module):
             yield torch.cat([pending, self._vocode_span(received, done, len(received), voice)])
 
     def _vocode_span(self, tokens, start, stop, voice):
-        """The samples of tokens[start:stop], equal to those in the sound of all tokens. Shapes: [(stop-start)*hop]."""
+        """The samples of tokens[start:stop], as in the sound of all tokens. Shapes: [(stop - start) * hop]."""
         radius = self.codec.receptive_radius
         first, last = max(0, start - radius), min(len(tokens), stop + radius)
         return self.vocode(tokens[first:last], voice, (start - first, last - stop))

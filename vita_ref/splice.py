@@ -1,11 +1,11 @@
 """The embedding splice: text, images and sounds become one row of embeddings. A pure function.
 
     ids        [ what is <image> ? ]          one placeholder for each image or sound
-    embeddings [ t    t  v v v v v t ]        its features take the place of the placeholder; then rows are padded
+    embeddings [ t    t  i i i i i t ]        its features replace the placeholder; then rows are padded
 
-It needs no model, only a function that embeds ids, and the features in the order of the batch's placeholders.
+The splice needs no model, only a function that embeds ids, and the features in the order of the placeholders.
 
-B batch, S ids in a row, L positions in a spliced row, D width, V and A rows of an image's or a sound's features.
+B batch rows, S positions of a spliced row, D decoder width, I positions of an image, A of a sound; n ids of a row.
 
 Test: ``pytest tests/test_splice.py``
 """
@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import torch
 
-IGNORE = -100  # a label that the loss does not count
+IGNORE = -100  # a label that the loss ignores
 
 
 class Spliced(NamedTuple):
     """A padded batch of embeddings.
 
-    Shapes: inputs_embeds [B, L, D]; attention_mask [B, L] bool; position_ids and labels [B, L] long; lengths [B] long.
-    ``segments`` lists for each sample (kind, start, end) in the padded row: one for each placeholder and one for each
-    piece of text between them. None is empty.
+    Shapes: inputs_embeds [B, S, D]; attention_mask [B, S] bool; position_ids and labels [B, S] long; lengths [B] long.
+    ``segments`` has for each row a list of (kind, start, end) in the padded row: one entry for each placeholder and for
+    each piece of text between placeholders. No segment is empty.
     """
 
     inputs_embeds: torch.Tensor
@@ -34,7 +34,7 @@ class Spliced(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One spliced row before padding: embeds [L, D], positions [L], labels [L] or None, segments."""
+    """One spliced row before padding: embeds [S, D], positions [S], labels [S] or None, segments."""
 
     embeds: torch.Tensor
     positions: torch.Tensor
@@ -43,24 +43,13 @@ class Row(NamedTuple):
 
 
 def splice(
-    input_ids,
-    embed,
-    image_features=(),
-    audio_features=(),
-    attention_mask=None,
-    labels=None,
-    *,
-    image_token,
-    audio_token,
-    padding_side="right",
-    max_length=None,
-    shared_v_pid_stride=None,
-    state_labels=None,
-):
+    input_ids, embed, image_features=(), audio_features=(), attention_mask=None, labels=None, *,
+    image_token, audio_token, padding_side="right", max_length=None, shared_v_pid_stride=None, state_labels=None,
+):  # fmt: skip
     """Replaces each placeholder by its features and pads the rows to a batch.
 
-    Shapes: input_ids [B, S] long, or a list of [S_i]; image_features a sequence of [V_i, D] and audio_features of
-    [A_i, D], one for each placeholder in batch order; attention_mask [B, S], False on padding, which is dropped
+    Shapes: input_ids [B, n] long, or a list of [n_i]; image_features a sequence of [I_i, D] and audio_features of
+    [A_i, D], one for each placeholder in batch order; attention_mask [B, n], False on padding, which is dropped
     first; labels like input_ids. ``state_labels`` has one label for each sound, written on the sound's last position;
     ``max_length`` keeps the beginning of each row; ``shared_v_pid_stride`` image positions share one position id.
     Raises: ValueError if placeholders and features differ in number (with both counts), or if shapes do not match.
@@ -77,37 +66,35 @@ def splice(
     check_counts(rows, tokens, features, state_labels)
 
     texts = [row[(row != image_token) & (row != audio_token)] for row in rows]
-    embedded = embed(torch.cat(texts)).split([len(text) for text in texts])  # of all rows at once
-    waiting = {kind: iter(values) for kind, values in features.items()}
+    embedded = embed(torch.cat(texts)).split([len(text) for text in texts])  # all rows at once
+    remaining = {kind: iter(values) for kind, values in features.items()}
     states = iter([IGNORE] * len(features["audio"]) if state_labels is None else state_labels)
     stride = 1 if shared_v_pid_stride is None else shared_v_pid_stride
     spliced = []
     for row, text, row_labels in zip(rows, embedded, label_rows):
-        spliced.append(splice_row(row, text, row_labels, tokens, waiting, states, stride))
+        spliced.append(splice_row(row, text, row_labels, tokens, remaining, states, stride))
     return pad_rows([truncate(row, max_length) for row in spliced], padding_side)
 
 
-def splice_row(ids, text, labels, tokens, waiting, states, stride):
-    """One row. ``text`` [n, D] are the embeddings of its text; ``waiting`` gives the next features of each kind."""
+def splice_row(ids, text, labels, tokens, remaining, states, stride):
+    """One row. ``text`` has the embeddings of its text ids; ``remaining`` yields the next features of each kind."""
     parts, part_labels, segments, end = [text[:0]], [], [], 0
     for kind, start, stop in runs(ids, tokens):
         if kind == "text":
-            part, text = text[: stop - start], text[stop - start :]  # [S_i, D] and the rest
+            part, text = text[: stop - start], text[stop - start :]  # [n_i, D] and the rest
             label = None if labels is None else labels[start:stop]
         else:
-            part = next(waiting[kind])
+            part = next(remaining[kind])
             check_width(part, text, kind)
             label = None if labels is None else labels.new_full(part.shape[:1], IGNORE)
-            if kind == "audio":
-                state = int(next(states))
-                if label is not None:
-                    label[-1:] = state
+            if kind == "audio" and labels is not None:
+                label[-1:] = int(next(states))
         parts.append(part.to(text))
         part_labels.append(label)
         segments.append((kind, end, end + len(part)))
         end += len(part)
     spans = [(first, last) for kind, first, last in segments if kind == "image"]
-    positions = shared_position_ids(spans, end, stride).to(ids.device)  # [L]
+    positions = shared_position_ids(spans, end, stride).to(ids.device)  # [S]
     joined = labels if labels is None or not part_labels else torch.cat(part_labels)
     return Row(torch.cat(parts), positions, joined, segments)
 
@@ -127,7 +114,7 @@ def runs(ids, tokens):
 def shared_position_ids(spans, length, stride):
     """Position ids in which ``stride`` neighbours within a span share one id. Spans that touch are one span.
 
-    Shapes: spans are (start, end), end not included -> [length] long.
+    Shapes: spans are (start, end), end not included -> [S] long, S = length.
     Source: upstream vita_arch.py:604-639, in integers (its float32 sum rounds differently for a stride of 7).
 
         shared_position_ids([(1, 6)], 8, stride=2) -> [0, 1, 1, 2, 2, 3, 4, 5]
@@ -140,7 +127,7 @@ def shared_position_ids(spans, length, stride):
             merged[-1][1] = end
         else:
             merged.append([start, end])
-    steps = torch.ones(length, dtype=torch.long)  # [L]: 1 where a new position id begins
+    steps = torch.ones(length, dtype=torch.long)  # [S]: 1 where a new position id begins
     for start, end in merged:
         steps[start:end] = (torch.arange(end - start) % stride == 0).long()
     return steps.cumsum(0) - 1
@@ -159,9 +146,9 @@ def pad_rows(rows, side):
     """Rows of different lengths as one `Spliced` batch, padded on the ``side``."""
     first, lengths = rows[0].embeds, [len(row.embeds) for row in rows]
     b, longest = len(rows), max(lengths)
-    embeds = first.new_zeros(b, longest, first.shape[1])  # [B, L, D]
-    mask = torch.zeros(b, longest, dtype=torch.bool, device=first.device)  # [B, L]
-    positions = torch.zeros(b, longest, dtype=torch.long, device=first.device)  # [B, L]
+    embeds = first.new_zeros(b, longest, first.shape[1])  # [B, S, D]
+    mask = torch.zeros(b, longest, dtype=torch.bool, device=first.device)  # [B, S]
+    positions = torch.zeros(b, longest, dtype=torch.long, device=first.device)  # [B, S]
     labels = None if rows[0].labels is None else torch.full_like(positions, IGNORE)
     segments = []
     for i, row in enumerate(rows):
@@ -192,13 +179,14 @@ def check_rows(input_ids, attention_mask, labels, padding_side):
 
 
 def check_counts(rows, tokens, features, state_labels):
-    """Refuses another number of placeholders than of features."""
+    """Refuses prompts whose number of placeholders is not the number of features."""
     for kind, values in features.items():
         count = sum(int((row == tokens[kind]).sum()) for row in rows)
         if count != len(values):
             raise ValueError(count_message(count, len(values), kind))
     if state_labels is not None and len(state_labels) != len(features["audio"]):
-        raise ValueError(f"state_labels must have {len(features['audio'])} entries, one for each sound, got {len(state_labels)}")
+        expected = f"{len(features['audio'])} entries, one for each sound"
+        raise ValueError(f"state_labels must have {expected}, got {len(state_labels)}")
 
 
 def count_message(placeholders, given, kind):

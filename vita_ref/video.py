@@ -1,13 +1,13 @@
 """From a video to a few of its frames as images, and the pooling of their features.
 
     load_frames     file or folder       -> RGB images of the frames that `frame_indices` chooses
-    (vision tower)  frames               -> features, one [V, D] each
+    (vision tower)  frames               -> features, one [I, D] each
     slow_fast       these features       -> [144, D] for every fourth frame and [49, D] for the others
 
 A video is a file that FFmpeg reads (through ``av``), an animated GIF, WebP or PNG (through Pillow), or a folder of
 images.
 
-V positions of a frame, D their width, Y and X rows and columns of a frame's features.
+I positions of a frame in the prompt, D decoder width, X, Y columns and rows of a frame's features.
 
 Test: ``pytest tests/test_video.py``
 """
@@ -29,8 +29,8 @@ FRAME_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
     """The chosen frames of a video as RGB PIL images. `frame_indices` chooses them.
 
-    The images of a folder count as one a second, sorted by name with numbers as numbers (2 before 10). For folders
-    and animations no frame is repeated: if `frame_indices` would repeat one, up to 4 frames are spread evenly.
+    The images of a folder are one frame per second, sorted by name with numbers as numbers (2 before 10). For folders
+    and animations no frame is repeated: if `frame_indices` would repeat one, up to 4 evenly spaced frames are chosen.
 
     Units: fps in chosen frames per second; start and end in seconds.
     Raises: ValueError if the video is missing, damaged or not a video, or if an option is out of range.
@@ -51,8 +51,8 @@ def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
 def frame_indices(num_frames, fps, *, start=None, end=None, max_frames=16, min_frames=4, sample_fps=1):
     """The indices of the chosen frames: `sample_fps` per second, reduced evenly to `max_frames`.
 
-    The frame at `end` is included. If `start` is after `end`, they are swapped. If they are equal, the choice is from
-    the second that begins there.
+    The frame at `end` is included. If `start` is after `end`, they are swapped. If they are equal, the frames
+    are chosen from the second that begins there.
 
     Example: 31 frames at 30 per second.
         A step of 30 gives the frames 0 and 30, fewer than min_frames.
@@ -96,8 +96,8 @@ def slow_fast(features, sf_masks):
     A mask above 0 marks a video frame, with one number for each video. In each run of equal masks, the first of every
     four frames is pooled to 12 x 12 positions (slow) and the other three to 7 x 7 (fast).
 
-    Shapes: list of [V, D], V a square number -> list of [144, D], [49, D] or, for a mask of 0, [V, D]
-    Raises: ValueError if the lengths differ, or V of a frame is not a square number.
+    Shapes: list of [I, D], I a square number -> list of [144, D], [49, D] or, for a mask of 0, [I, D]
+    Raises: ValueError if the lengths differ, or I of a frame is not a square number.
     Source: upstream vita/model/vita_arch.py:150-163, 247-307.
     """
     masks = [int(mask) for mask in sf_masks]
@@ -112,7 +112,7 @@ def slow_fast(features, sf_masks):
 
 
 def _pool(frame, side):
-    """[V, D] features of a square grid -> [side * side, D], by bilinear interpolation."""
+    """[I, D] features of a square grid -> [side * side, D], by bilinear interpolation."""
     edge = math.isqrt(len(frame))
     if edge * edge != len(frame):
         raise ValueError(f"slow_fast needs a square grid of features per frame, got {len(frame)} features")
@@ -121,11 +121,11 @@ def _pool(frame, side):
     return grid[0].flatten(1).T  # [side*side, D]
 
 
-# ---- the kinds of video: each function returns the chosen frames
+# ---- one function for each kind of video; it returns the chosen frames
 
 
 def _video_frames(path, options):
-    """The frames of a file that FFmpeg reads. They are counted if the file has fewer than its header says."""
+    """The chosen frames of a file that FFmpeg reads. If it has fewer than its header says, they are counted."""
     try:
         import av
     except ImportError:
@@ -169,7 +169,7 @@ def _open_video(path):
 
 
 def _animation_frames(path, options):
-    """The frames of an animated image; None if Pillow does not read the file as one."""
+    """The chosen frames of an animated image; None if Pillow does not read the file as one."""
     try:
         from PIL import Image, ImageSequence
     except ImportError:
@@ -178,8 +178,8 @@ def _animation_frames(path, options):
     try:
         image = Image.open(path, formats=("GIF", "PNG", "WEBP"))
         for frame in ImageSequence.Iterator(image):
-            frame.load()  # the duration of a WebP frame is not known before
-            durations.append(frame.info.get("duration") or 100)  # viewers take 100 ms for a duration of 0
+            frame.load()  # only then is the duration of a WebP frame known
+            durations.append(frame.info.get("duration") or 100)  # viewers show a frame with duration 0 for 100 ms
     except Image.UnidentifiedImageError:
         return None
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
@@ -193,7 +193,7 @@ def _animation_frames(path, options):
 
 
 def _folder_frames(path, options):
-    """The images of a folder."""
+    """The chosen images of a folder."""
     files = [p for p in path.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not p.name.startswith(".")]
     if not files:
         raise ValueError(f"{path} has no frames: expected images with the suffix {', '.join(FRAME_SUFFIXES)}")
@@ -202,7 +202,7 @@ def _folder_frames(path, options):
 
 
 def _distinct_indices(num_frames, fps, options):
-    """`frame_indices` without repetition: if it repeats a frame, up to 4 frames are spread evenly instead."""
+    """`frame_indices` without repetition: if it repeats a frame, up to 4 evenly spaced frames replace them."""
     indices = frame_indices(num_frames, fps, **options)
     if len(set(indices)) < len(indices):
         few = {"max_frames": min(4, options["max_frames"]), "sample_fps": fps}

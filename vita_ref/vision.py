@@ -6,8 +6,7 @@
 A tile has 32 x 32 patches of 14 x 14 pixels, and a class token in front. The shuffle joins 2 x 2 patches, so a tile
 takes 256 positions of the prompt.
 
-N tiles, P positions in the tower (class token and patches), E width of the tower, H heads, K head size, F MLP width,
-Y and X rows and columns of the patch grid, R shuffle factor, V positions of a tile in the prompt, D decoder width.
+N tiles, X, Y their size, P positions, E width, H heads, K head size, F MLP, I positions in the prompt, D decoder width.
 
 Test: ``pytest tests/test_vision.py``
 """
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 
 class Embeddings(nn.Module):
-    """Patches by a convolution, a class token in front, and a learned position embedding added to each."""
+    """A convolution makes patches, a class token is put in front, and a learned position embedding is added to each."""
 
     def __init__(self, config):
         super().__init__()
@@ -28,7 +27,7 @@ class Embeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch)
 
     def forward(self, pixels):
-        """Shapes: [N, 3, height, width] -> [N, P, E]"""
+        """Shapes: [N, 3, Y, X] -> [N, P, E]"""
         patches = self.patch_embedding(pixels)  # [N, E, Y, X]
         n, _, rows, columns = patches.shape
         patches = patches.flatten(2).mT  # [N, Y*X, E]
@@ -50,7 +49,7 @@ class VisionAttentionCore(nn.Module):
     """Attention without its projections: a module of its own, so that a hook sees the q, k and v that were used."""
 
     def forward(self, q, k, v, need_weights=False):
-        """Every position sees every other. The weights are None unless they are requested.
+        """Every position sees all positions. The weights are None unless they are requested.
 
         Shapes: q, k and v [N, H, P, K] -> [N, H, P, K] and the weights [N, H, P, P], whose rows sum to one.
         """
@@ -109,7 +108,7 @@ class VisionLayer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """The layers. A module of its own because the checkpoint names it."""
+    """The layers. They are a module of their own because their names in the checkpoint begin with ``encoder.``."""
 
     def __init__(self, config):
         super().__init__()
@@ -125,15 +124,15 @@ def pixel_shuffle(x, factor):
     """Joins ``factor`` x ``factor`` neighbours to one position, with their channels side by side (space to depth).
 
     The new channels are in the order (row, column, channel). Row and column count within the square of neighbours.
-    Shapes: [N, Y, X, E] -> [N, Y/R, X/R, R*R*E]
+    Shapes: [N, Y, X, E] -> [N, Y/factor, X/factor, factor*factor*E]
     Raises: ValueError if ``factor`` does not divide Y and X.
     Source: upstream internvit_encoder.py:41-53.
     """
     n, rows, columns, width = x.shape
     if rows % factor or columns % factor:
         raise ValueError(f"a grid of {rows} x {columns} patches cannot be shuffled by {factor}: it must divide both")
-    x = x.view(n, rows // factor, factor, columns // factor, factor, width)  # [N, Y/R, R, X/R, R, E]
-    return x.transpose(2, 3).flatten(3)  # [N, Y/R, X/R, R*R*E]
+    x = x.view(n, rows // factor, factor, columns // factor, factor, width)  # [N, Y/factor, factor, X/factor, factor, E]
+    return x.transpose(2, 3).flatten(3)  # [N, Y/factor, X/factor, factor*factor*E]
 
 
 class VisionTower(nn.Module):
@@ -151,7 +150,7 @@ class VisionTower(nn.Module):
     def forward(self, pixels):
         """Features of normalised tiles. Height and width may differ from ``config.image_size``.
 
-        Shapes: [N, 3, height, width] -> [N, V, R*R*E]
+        Shapes: [N, 3, Y, X] -> [N, I, factor*factor*E]
         Raises: ValueError if height or width is not a multiple of patch size * shuffle factor.
         """
         c = self.config
@@ -162,7 +161,7 @@ class VisionTower(nn.Module):
             x = x[:, 1:]  # [N, Y*X, E]
         x = x * c.feature_scale  # quirk: as in upstream, features are halved and no LayerNorm follows the layers
         if c.shuffle > 1:
-            x = pixel_shuffle(x.unflatten(1, (rows, columns)), c.shuffle).flatten(1, 2)  # [N, V, R*R*E]
+            x = pixel_shuffle(x.unflatten(1, (rows, columns)), c.shuffle).flatten(1, 2)  # [N, I, factor*factor*E]
         return x
 
     def _check(self, pixels):
@@ -176,7 +175,7 @@ class VisionTower(nn.Module):
 class Projector(nn.Sequential):
     """Linear, erf GELU, Linear: from features to rows as wide as the decoder's (called "mlp2x_gelu" upstream).
 
-    Shapes: [N, V, R*R*E] -> [N, V, D]
+    Shapes: [N, I, factor*factor*E] -> [N, I, D]
     Source: checkpoint prefix ``model.mm_projector.``
     """
 

@@ -141,7 +141,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 def test_a_damaged_json_file_is_named(tmp_path):
     refused(write_folder(tmp_path / "a", "{"), "not valid JSON", tmp_path / "a" / "config.json")
-    refused(write_folder(tmp_path / "b", "[1]"), "holds a list, expected a JSON object")
+    refused(write_folder(tmp_path / "b", "[1]"), "is a JSON list, expected an object")
     refused(write_folder(tmp_path / "c", QWEN2, generation_config="nothing"), "generation_config.json")
 
 

@@ -123,7 +123,7 @@ class Call:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [({"a": Call()}, "asks for print"), ([torch.ones(1)], "no tensors by name"), ({}, "no tensors")]
+    ("content", "reason"), [({"a": Call()}, "needs print"), ([torch.ones(1)], "no tensors by name"), ({}, "no tensors")]
 )
 def test_a_pickle_with_anything_but_tensors_by_name_is_refused_and_not_run(tmp_path, capsys, content, reason):
     torch.save(content, tmp_path / "final.pt")

@@ -124,7 +124,7 @@ def test_no_two_sizes_of_the_small_model_are_equal():
         ("side, D/2", [6, 5], "expected side = 7 at place 0"),
         ("Q, Q", [2, 2], None),
         ("Q, Q", [2, 5], "expected Q = 2 at place 1"),
-        ("R", [6], "expected one R in a call, it is 6 and 9"),
+        ("factor", [6], "expected one factor in a call, it is 6 and 9"),
         ("", [], None),
         ("", [1], "expected 0 dimensions"),
         ("V_i, U+1", [4, 99], None),
@@ -134,7 +134,7 @@ def test_a_shape_is_compared_with_the_config_with_locals_and_with_itself(text, s
     claim = Claim("vision", 1, f"# [{text}]", [size for size in text.split(", ") if size])
     frame = SimpleNamespace(f_locals={"b": 3, "s": 4, "side": 7, "factor": 9}, f_code=SimpleNamespace(co_name="f"))
     tracer = ShapeTracer([claim])
-    tracer.letters = {"vision": {"D": 10, "R": 6}}
+    tracer.letters = {"vision": {"D": 10, "factor": 6}}
     assert tracer.compare_shape(claim, frame, shape, {}) == fault
 
 

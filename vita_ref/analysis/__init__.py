@@ -1,1 +1,1 @@
-"""What a request does inside: traces of a run, and what it needs before it runs."""
+"""Traces of the intermediates of a request, and estimates of its memory and operations."""

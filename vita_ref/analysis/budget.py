@@ -1,4 +1,4 @@
-"""What requests need, counted before any weight is read: ``python -m vita_ref.generate --dry-run``.
+"""Memory and operations of requests, counted without reading weights: ``python -m vita_ref.generate --dry-run``.
 
     config, prepared requests -> positions, parameters, bytes, operations -> a table, or JSON
 
@@ -38,7 +38,7 @@ STAGES = ("vision", "projector", "audio", "prefill", "decode", "total")
 def meta_model(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
     """`Vita.from_pretrained` without reading weights: (the model on the meta device, a dict that describes the files).
 
-    Weight files may be absent; the dict then gives the reason. The headers of those that are there must fit the config.
+    Weight files may be absent; the dict then gives the reason. The headers of existing files must fit the config.
     Raises: ValueError for a folder whose config cannot be read, or whose tensors do not fit it.
     """
     config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), {}
@@ -79,7 +79,7 @@ def weight_parts(vita):
 
 
 def count_weights(config, dtype, quantize=None, speech=None):
-    """Parameters, bytes and dtype of each part, as `Vita.from_pretrained` holds them in memory, and their sums."""
+    """Parameters, bytes and dtype of each part, as `Vita.from_pretrained` stores them in memory, and their sums."""
     with torch.device("meta"):
         vita = Vita(config)
         vita.speech = speech
@@ -179,10 +179,10 @@ def count_flops(config, group, longest, new_tokens):
 
 
 def transient_bytes(config, group, lengths, itemsize, quantize):
-    """An estimate of the largest memory beside weights and cache, with numbers of ``itemsize`` bytes.
+    """An estimate of the largest memory in addition to weights and cache, for numbers of ``itemsize`` bytes.
 
-    In each row of a layer of the vision tower, the audio encoder or the decoder: three times the MLP width and six
-    times the model width. With padding: the mask, if that is larger. An int8 matrix is expanded when it is used.
+    A row of a layer of the vision tower, the audio encoder or the decoder takes three times the MLP width and six times
+    the model width. With padding, the mask is counted if it is larger. An int8 matrix is expanded when it is used.
     """
     d, v, a = config.decoder, config.vision, config.audio
     vision_rows = sum(len(tiles) * (num_patches(v, tiles) + 1) for p in group for tiles in p.images)
@@ -192,13 +192,13 @@ def transient_bytes(config, group, lengths, itemsize, quantize):
     layer = max(n * (3 * part.intermediate_size + 6 * part.hidden_size) for part, n in rows if n)
     matrix = d.hidden_size * max(d.intermediate_size, d.vocab_size) if quantize else 0
     mask = len(group) * max(lengths) ** 2 if len(set(lengths)) > 1 else 0
-    return (max(layer, mask) + matrix) * itemsize + mask  # the mask exists as booleans too
+    return (max(layer, mask) + matrix) * itemsize + mask  # the mask also exists as booleans
 
 
 def estimate(config, prepared, *, dtype, quantize=None, pack=False, max_new_tokens=256, group=8, speech=None):
     """What prepared requests need if ``group`` of them run at a time, as a dict for JSON.
 
-    ``speech`` is a `Speech` on the meta device, if it is loaded too. Operations are those of all requests. ``token``
+    ``speech`` is a `Speech` on the meta device, or None. Operations are those of all requests. ``token``
     is one more token after the longest of them, ``vision_tile`` a tile of the vision tower's own size.
     """
     d, v, itemsize = config.decoder, config.vision, dtype.itemsize

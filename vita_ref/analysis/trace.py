@@ -1,13 +1,13 @@
-"""Every intermediate of a request by name, as the model used it: ground truth for those who port VITA.
+"""Every intermediate of a request by name, as the model used it: a reference for ports of VITA.
 
     with trace(vita) as record:
         vita.respond("What is this?", images=["cat.jpg"])
     record["vision.0.layers.03"]  # [N, P, E], the output of the vision tower's fourth layer
 
-Hooks copy what enters and leaves the modules while they run. Nothing is computed a second time, except for names
-that begin with `derived.`. The names in the order of the flow; `tools/dump.py` adds the first and the last:
+Hooks copy the inputs and outputs of modules while they run. Only values with names in `derived.` are computed a second
+time. The names, in the order of computation (`tools/dump.py` adds the first and the last):
 
-    token_ids                            [B, I] long      the prompt, a negative id for each picture or sound
+    token_ids                            [B, n] long      the prompt, a negative id for each image or sound
     vision.0.tiles                       [N, 3, Y, X]     pixel values
     vision.0.embeddings                  [N, P, E]        patches and class token with their positions
     vision.0.layers.00.q, .k, .v         [N, H, P, K]     deep: what enters attention
@@ -15,11 +15,11 @@ that begin with `derived.`. The names in the order of the flow; `tools/dump.py` 
     vision.0.layers.00.attention         [N, P, E]        deep: after the output projection
     vision.0.layers.00.mlp               [N, P, E]        deep
     vision.0.layers.00                   [N, P, E]        the output of each layer
-    vision.0.tower                       [N, V, R*R*E]    scaled and shuffled
-    vision.0.projector                   [N, V, D]
-    audio.0.fbank                        [T, M]
-    audio.0.normalised                   [T, M]
-    audio.0.subsampled                   [P, U]
+    vision.0.tower                       [N, I, factor*factor*E]    scaled and shuffled
+    vision.0.projector                   [N, I, D]
+    audio.0.fbank                        [J, M]
+    audio.0.normalised                   [J, M]
+    audio.0.subsampled                   [P, C]
     audio.0.input                        [P, E]           after the input layer, before scale and positions
     audio.0.layers.00.q, .k, .v          [H, P, K]        deep: what enters attention; k contains the positions
     audio.0.layers.00.bias               [1 or H, P]      deep: what is added to the scores of each key
@@ -27,7 +27,7 @@ that begin with `derived.`. The names in the order of the flow; `tools/dump.py` 
     audio.0.layers.00.attention          [P, E]           deep: after the output projection
     audio.0.layers.00.mlp                [P, E]           deep
     audio.0.layers.00                    [P, E]           the output of each layer
-    audio.0.encoder                      [P, E]           that of the last layer, after the final norm if there is one
+    audio.0.encoder                      [P, E]           the output of the last layer, after the final norm if any
     audio.0.adapter                      [A, D]           without learned prompt rows
     spliced.inputs_embeds                [B, S, D]        what enters the decoder
     spliced.attention_mask               [B, S] bool      which columns are not padding
@@ -44,15 +44,15 @@ that begin with `derived.`. The names in the order of the flow; `tools/dump.py` 
     decoder.norm                         [B, S, D]
     logits                               [B, V]           what the first token is chosen from, without penalties
     derived.all_logits                   [B, S, V]        all_logits: the head applied to every position
-    tokens                               [B, W] long      the first new tokens, the likeliest ones
+    tokens                               [B, new] long    the first new tokens, the likeliest ones
 
-`vision.0` is the first pass through the vision tower, which takes all tiles together unless pictures differ in size;
+`vision.0` is the first pass through the vision tower, which takes all tiles together unless images differ in size;
 `audio.0` is the first sound, without padding. Of the decoder only the first pass is recorded, the one over the prompt.
 `Vita.forward` computes the logits of all positions: `logits` is then the last real position of each row or, with
 all_logits, all of them, [B, S, V]. The attention mask and the position ids are those that the cache recorded; in a
 pass without a cache, those that were given. Tensors keep the dtype that they were computed in.
 
-Each part has the shape letters of its file (vision.py, audio.py, decoder.py). I ids of the prompt, W new tokens.
+The shape letters are those of vision.py, audio.py and decoder.py; n ids of the prompt.
 
 Test: ``pytest tests/analysis/test_trace.py``
 """
@@ -67,10 +67,10 @@ from ..audio import audio_token_count, encoder_position_count
 
 @contextmanager
 def trace(vita, *, deep=False, maps=False, all_logits=False):
-    """Yields a dict that fills while the model runs: name -> copy on the CPU, in the order of the flow.
+    """Yields a dict that is filled while the model runs: name -> copy on the CPU, in the order of computation.
 
-    ``deep`` also records the inside of the layers. ``maps`` also records the attention maps of the decoder. They exist
-    only on the eager path, which this selects; its logits equal those of the fused path within rounding.
+    ``deep`` also records the intermediates of each layer. ``maps`` also records the attention maps of the decoder, and
+    selects the eager path for it; its logits equal those of the fused path within rounding.
     ``all_logits`` also records the logits of every position.
     """
     record = {}
@@ -88,7 +88,7 @@ def trace(vita, *, deep=False, maps=False, all_logits=False):
     finally:
         for handle in handles:
             handle.remove()
-        for name in [name for name, tensor in record.items() if tensor is None]:  # of a pass that failed
+        for name in [name for name, tensor in record.items() if tensor is None]:  # placeholders of a pass that failed
             del record[name]
 
 
@@ -167,7 +167,7 @@ def audio_hooks(encoder, save, deep):
 
 
 def tower_layer_hooks(save, name, attention, projection, mlp):
-    """The inside of one layer of the vision tower or the audio encoder."""
+    """The intermediates of one layer of the vision tower or the audio encoder."""
     core = getattr(attention, "core", None)
     parts = [f"{name}.{part}" for part in ("q", "k", "v", "bias")]
     return [
@@ -215,7 +215,7 @@ class DecoderHooks:
 
     def begin(self, decoder, args, kwargs):
         """The arguments of the pass. With a cache, `end` fills in the mask and the position ids."""
-        if self.hidden is not None:  # a second pass; nobody computed the logits of the first one
+        if self.hidden is not None:  # a second pass, and the first one had no logits
             self.remove()
             return
         cache, embeds = kwargs.get("cache"), args[0] if args else kwargs["inputs_embeds"]
@@ -223,21 +223,21 @@ class DecoderHooks:
         self.past = 0 if cache is None else cache.length
         for name in ("attention_mask", "position_ids"):
             if cache is not None:
-                self.record[f"spliced.{name}"] = None  # keeps the place in the order
+                self.record[f"spliced.{name}"] = None  # a placeholder, which keeps the order of names
             elif (given := kwargs.get(name)) is not None:
                 given = given.bool() if name == "attention_mask" else given.expand(embeds.shape[:2])
                 self.save(f"spliced.{name}", given)
 
     def enter_layers(self, layer, args):
-        """Angles and mask as the first layer gets them; the others get the same objects."""
+        """Angles and mask as the first layer gets them. All layers get the same objects."""
         x, (cos, sin), mask = args[:3]
         self.save("decoder.rope.cos", cos)
         self.save("decoder.rope.sin", sin)
         if self.deep or self.maps:
             s = x.shape[1]
             visible = mask.rows(0, s, x.device)
-            everything = x.new_ones(1, 1, s, self.past + s, dtype=torch.bool)
-            self.save("decoder.mask", everything if visible is None else visible)
+            all_keys = x.new_ones(1, 1, s, self.past + s, dtype=torch.bool)
+            self.save("decoder.mask", all_keys if visible is None else visible)
 
     def end(self, decoder, args, kwargs, out):
         self.hidden, cache = out.last_hidden_state, kwargs.get("cache")
@@ -272,5 +272,5 @@ class DecoderHooks:
 
 
 def select_eager(core, args, kwargs):
-    """Asks the core of attention for its map."""
+    """Makes attention return its map."""
     return args[:4], {"need_weights": True}

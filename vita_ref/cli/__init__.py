@@ -1,1 +1,1 @@
-"""What the command line needs besides the answer: flags, batch files, spoken answers, progress bars, several processes."""
+"""The parts of the command line: flags, batch files, spoken answers, progress bars, several processes."""

@@ -12,7 +12,7 @@ from .requests import GROUP, prepare_requests, read_requests
 
 
 def dry_run(a):
-    """Prints the needs of the requests that the flags describe, as a table or as JSON."""
+    """Prints what the requests of the flags need, as a table or as JSON."""
     check(a)
     folders = {"vision_dir": a.vision_dir, "audio_dir": a.audio_dir, "speech_dir": a.speech_dir}
     vita, disk = budget.meta_model(a.model or demo_folder(), **folders)

@@ -94,11 +94,11 @@ def check_combinations(a):
         "standard input holds one image: give --image - once": a.image.count("-") > 1,
         "--batch reads its requests from the file: leave out the prompt, --image, --audio, --video and --speak":
             a.batch and media,
-        "several processes share no speech and no standard input: leave out --speak and --image -":
+        "several processes cannot share speech or standard input: leave out --speak and --image -":
             world_size() > 1 and (a.speak or "-" in a.image),
     }  # fmt: skip
-    for message, holds in wrong.items():
-        if holds:
+    for message, applies in wrong.items():
+        if applies:
             raise ValueError(message)
 
 
@@ -113,7 +113,7 @@ def check_speech_file(path):
 def check_device(name):
     """Refuses a device that torch cannot use here."""
     if name == "meta":
-        raise ValueError("--device meta holds no numbers: use --dry-run to see what a request needs")
+        raise ValueError("--device meta has no values: use --dry-run to see what a request needs")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

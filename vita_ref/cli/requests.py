@@ -19,7 +19,7 @@ def read_requests(a):
         return [Request(a.prompt, images, a.audio, a.video, **common)]
     lines = [line for line in read_text(a.batch).split("\n") if line.strip()]
     if not lines:
-        raise ValueError(f"{a.batch} holds no request")
+        raise ValueError(f"{a.batch} has no requests")
     requests = []
     for number, line in enumerate(lines, 1):
         try:

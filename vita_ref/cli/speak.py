@@ -10,9 +10,9 @@ import torch
 
 @contextlib.contextmanager
 def speech_file(vita, path, speed):
-    """Gives a function that takes the answer's text piece by piece; its speech is in the file at the end.
+    """Yields a function that takes the answer's text piece by piece. A thread writes its speech to the file.
 
-    A thread synthesises it. The file appears when it is complete. Without a path, the function does nothing.
+    The file gets its name when it is complete. Without a path, the function does nothing.
     """
     if not path:
         yield lambda piece: None

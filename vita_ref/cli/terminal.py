@@ -1,4 +1,4 @@
-"""Standard error: progress, and one line for every error that the user can fix."""
+"""Output on standard error: progress, and one line for user errors."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ import warnings
 
 
 def exit_status(function, args):
-    """Calls ``function(args)``: 0, or 2 after a line on standard error if the user can fix what is wrong."""
+    """The exit status of ``function(args)``: 0, or 2 after one line on standard error for a user error."""
     if not args.verbose:
-        warnings.simplefilter("ignore")  # libraries' remarks about odd files
+        warnings.simplefilter("ignore")  # of libraries about unusual files
     try:
         function(args)
     except BrokenPipeError:
@@ -41,12 +41,12 @@ def only_first_rank_prints():
 
 
 def watched(args):
-    """Whether somebody reads standard error."""
+    """Whether progress and timings are printed: standard error is a terminal, or --verbose."""
     return args.verbose or sys.stderr.isatty()
 
 
 def loading_bar():
-    """A progress bar for loads of more than a second, if tqdm is installed."""
+    """A progress bar if loading takes more than a second and tqdm is installed."""
     try:
         from tqdm import tqdm
     except ImportError:

@@ -1,4 +1,4 @@
-"""The vocabularies behind `Tokenizer`, one class for each library. Both know the bytes that every token stands for.
+"""The vocabularies that `Tokenizer` uses, one class for each library. Both give the bytes of every token.
 
     BpeBackend              the `tokenizers` library: a tokenizer.json, or vocab.json and merges.txt of Qwen2
     SentencePieceBackend    the `sentencepiece` library: a tokenizer.model
@@ -9,8 +9,8 @@ A backend has
     size                    one more than the highest id
     special_ids             ids that are left out of an answer
     added_in_front          ids that the file itself puts in front of a text, such as BOS
-    role_ids                "bos_token", "eos_token", "pad_token" -> id, as far as the file says
-    leading_spaces          how many pieces at the start of a text may lose the space in front of them
+    role_ids                "bos_token", "eos_token", "pad_token" -> id, if the file contains them
+    leading_spaces          how many pieces at the start of a text may lose their leading space
 
 Test: ``pytest tests/files/test_tokenizer.py``
 """
@@ -32,7 +32,7 @@ _MARKUP = re.compile(r"<[^<>\s]+>")
 class BpeBackend:
     """A tokenizer of the `tokenizers` library, with the bytes of each of its tokens.
 
-    ``added`` maps the name of each added token to its ``id`` (None where no file gives one) and its flags.
+    ``added`` maps the name of each added token to its ``id`` (None if no file gives one) and its flags.
     """
 
     def __init__(self, tok, added, path):
@@ -45,23 +45,23 @@ class BpeBackend:
         self.special_ids = {i for i, token in known.items() if token.special}
         self.special_ids |= {tok.token_to_id(name) for name, flags in added.items() if flags["special"]}
         self.added_in_front = tok.encode("").ids[:1]
-        self.role_ids = {}  # the file does not say
+        self.role_ids = {}  # the file does not contain them
         self.size = max(tok.get_vocab_size(), *(i + 1 for i in self._added), 0)  # ids need not be contiguous
         self._bytes_of, self.leading_spaces = _alphabet(tok, path)
 
     @classmethod
     def from_json(cls, path, added):
-        """Reads a ``tokenizer.json``. Raises: ValueError where it is damaged or cannot be streamed."""
+        """Reads a ``tokenizer.json``. Raises: ValueError if it is damaged or cannot be streamed."""
         library = _import_tokenizers(path)
         try:
             tok = library.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises no narrower class
             raise ValueError(f"{path} is not a tokenizer file: {_one_line(error)}") from error
         return cls(tok, added, path)
 
     @classmethod
     def from_vocab(cls, vocab_path, merges_path, added):
-        """Reads ``vocab.json`` and ``merges.txt`` of Qwen2. Raises: ValueError where one is missing or damaged."""
+        """Reads ``vocab.json`` and ``merges.txt`` of Qwen2. Raises: ValueError if one is missing or damaged."""
         return cls(_open_qwen2(vocab_path, merges_path, added), added, vocab_path)
 
     def encode(self, text):
@@ -146,7 +146,7 @@ def _metaspace_bytes(name):
 
 
 def _byte_of_char():
-    """GPT-2's alphabet, character -> byte: visible bytes are themselves, the others are moved up to U+0100."""
+    """GPT-2's alphabet, character -> byte: visible bytes are themselves, the others are characters from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [b for b in range(256) if b not in visible]
     return {chr(b): b for b in visible} | {chr(0x100 + n): b for n, b in enumerate(moved)}
@@ -156,7 +156,7 @@ _BYTE_OF_CHAR = _byte_of_char()
 
 
 def _alphabet(tok, path):
-    """The function token -> bytes, and the number of leading spaces, found by trying the tokenizer's own decoder."""
+    """The function token -> bytes, and the number of leading spaces. Both come from tests of the tokenizer's decoder."""
     if tok.decoder is None:
         return _word_bytes, 1
     if tok.decoder.decode(["a", "Ġb"]) == "a b":
@@ -167,7 +167,7 @@ def _alphabet(tok, path):
 
 
 def _count_leading_spaces(decode_pieces):
-    """How many pieces at the start of a text lose the space in front of them: none, one, or all that begin with one."""
+    """How many pieces at the start of a text lose their leading space: none, one, or all that have one."""
     return (0, 1, math.inf)[len("  x") - len(decode_pieces(["▁", "▁", "x"]))]
 
 
@@ -175,7 +175,7 @@ def _count_leading_spaces(decode_pieces):
 
 
 def _add_tokens(tok, added, path):
-    """Adds the tokens that a tokenizer does not know yet, and checks the ids of all."""
+    """Adds the tokens that a tokenizer does not have yet, and checks the ids of all."""
     from tokenizers import AddedToken
 
     known = {token.content for token in tok.get_added_tokens_decoder().values()}
@@ -199,14 +199,14 @@ def _open_qwen2(vocab_path, merges_path, added):
     paths, bpe = (str(vocab_path), str(merges_path)), library.models.BPE
     try:
         tok = library.Tokenizer(bpe.from_file(*paths))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower class
         raise ValueError(f"{vocab_path} and merges.txt are not a BPE vocabulary: {_one_line(error)}") from error
     for name, i in ids.items():
         if (owner := tok.id_to_token(i)) not in (None, name):
             raise ValueError(f"{vocab_path}: the id {i} is {owner!r}, but tokenizer_config.json gives it to {name}")
     new_ids = sorted(i for name, i in ids.items() if tok.token_to_id(name) != i)
     size = tok.get_vocab_size()
-    if new_ids != [*range(size, size + len(new_ids))]:  # with gaps, which the library would close: make them part of it
+    if new_ids != [*range(size, size + len(new_ids))]:  # ids with gaps, which the library would renumber
         vocab, merges = bpe.read_file(*paths)
         tok = library.Tokenizer(bpe(vocab=ids | vocab, merges=merges))
     tok.normalizer = library.normalizers.NFC()

@@ -3,7 +3,7 @@
     find_tensors   folder -> which file holds each tensor
     check_fits     headers of the files against the module: names and shapes, all faults in one error, no weight is read
     read_tensors   one file -> its tensors, one by one
-    load_weights   the three in a row; each tensor gets its dtype and device and becomes a parameter
+    load_weights   the three in this order; each tensor gets its dtype and device and becomes a parameter
 
 A table of prefixes maps names: ``{"decoder.": "model."}`` says that ``decoder.norm.weight`` of the module is
 ``model.norm.weight`` in the checkpoint. Files are memory-mapped. With ``mmap=True`` tensors that keep their dtype stay
@@ -28,10 +28,10 @@ _PAGE = 4096  # bytes: reading one byte of a page loads the whole page
 def find_tensors(folder):
     """The file that holds each tensor of a folder: name -> path.
 
-    Reads ``model.safetensors``, or else the shards listed in ``model.safetensors.index.json``. A tensor that is in a
-    shard but not in the index counts too.
+    Reads ``model.safetensors``, or else the shards listed in ``model.safetensors.index.json``. Tensors that are in a
+    shard but not in the index are included.
 
-    Raises: ValueError where neither file is there, a shard is missing or damaged, or a tensor is not in its shard.
+    Raises: ValueError if neither file exists, a shard is missing or damaged, or a tensor is not in its shard.
     """
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / _INDEX
@@ -64,7 +64,7 @@ def _read_index(path):
 def read_shapes(file):
     """The shape of every tensor of one file, from its header: name -> tuple.
 
-    Raises: ValueError where the file is damaged.
+    Raises: ValueError if the file is damaged.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -75,7 +75,7 @@ def read_shapes(file):
 
 
 def module_names(module, table):
-    """Checkpoint name -> name in the module, for every tensor of the module. The longest prefix that matches counts.
+    """Checkpoint name -> name in the module, for every tensor of the module. The longest matching prefix is used.
 
     Example: the table ``{"decoder.": "model.", "decoder.lm_head.": "lm_head."}`` gives
     ``model.norm.weight -> decoder.norm.weight`` and ``lm_head.weight -> decoder.lm_head.weight``.
@@ -88,7 +88,7 @@ def module_names(module, table):
 
 
 def check_fits(module, table, files, ignored=()):
-    """Checks a checkpoint against a module: no tensor missing, none too many, each of the right shape.
+    """Checks a checkpoint against a module: no tensor is missing or surplus, and each has the right shape.
 
     ``files`` is the result of `find_tensors`. Names that begin with a prefix in ``ignored`` may be surplus.
     Returns the result of `module_names`.
@@ -96,20 +96,20 @@ def check_fits(module, table, files, ignored=()):
     Raises: ValueError that lists the faults with their files.
     """
     names, state = module_names(module, table), module.state_dict()
-    want = {name: list(state[own].shape) for name, own in names.items()}
-    have = {}
+    expected = {name: list(state[own].shape) for name, own in names.items()}
+    stored = {}
     for file in sorted(set(files.values())):
-        have |= {n: list(shape) for n, shape in read_shapes(file).items() if files.get(n) == file}
-    every = sorted({f.name for f in files.values()})
-    places = f"{every[0]} to {every[-1]}" if len(every) > 1 else "".join(every)
+        stored |= {n: list(shape) for n, shape in read_shapes(file).items() if files.get(n) == file}
+    shards = sorted({f.name for f in files.values()})
+    places = f"{shards[0]} to {shards[-1]}" if len(shards) > 1 else "".join(shards)
     surplus = [n for n in files if n not in names and not n.startswith(tuple(ignored))]
-    misshapen = [n for n in names if n in files and have[n] != want[n]]
+    misshapen = [n for n in names if n in files and stored[n] != expected[n]]
     faults = {
-        "missing": [f"{n} {want[n]} (expected in {places})" for n in names if n not in files],
-        "surplus": [f"{n} {have[n]} (in {files[n].name})" for n in surplus],
-        "misshapen": [f"{n} {have[n]}, expected {want[n]} (in {files[n].name})" for n in misshapen],
+        "missing": [f"{n} {expected[n]} (expected in {places})" for n in names if n not in files],
+        "surplus": [f"{n} {stored[n]} (in {files[n].name})" for n in surplus],
+        "misshapen": [f"{n} {stored[n]}, expected {expected[n]} (in {files[n].name})" for n in misshapen],
     }
-    listed = [f"{kind}: {_shortened(found)}" for kind, found in faults.items() if found]
+    listed = [f"{kind}: {_shortened(entries)}" for kind, entries in faults.items() if entries]
     if listed:
         folder = next(iter(files.values())).parent if files else "the checkpoint"
         raise ValueError(f"{folder} does not match its config: {'. '.join(listed)}")
@@ -130,31 +130,21 @@ def set_param(owner, leaf, tensor):
 
 
 def load_weights(
-    module,
-    table,
-    files,
-    *,
-    dtype=None,
-    device="cpu",
-    ignored=(),
-    assign=set_param,
-    part=None,
-    mmap=False,
-    progress=None,
-):
+    module, table, files, *, dtype=None, device="cpu", ignored=(), assign=set_param, part=None, mmap=False, progress=None,
+):  # fmt: skip
     """Fills a module that was built on the meta device from the files of `find_tensors`.
 
     Args:
         dtype: what floating tensors become; None keeps the stored dtype. Integer tensors keep theirs.
         ignored: see `check_fits`.
         assign: called as ``assign(owner, leaf, tensor)`` for each tensor in place of `set_param`.
-        part: called as ``part(name in the module, tensor)``; returns the view of the tensor that is wanted. Only this
-            view is copied.
+        part: called as ``part(name in the module, tensor)``; returns the view of the tensor that is needed. Only
+            this view is copied.
         mmap: leaves tensors that keep their dtype in the memory-mapped file. Loading is nearly instant and the OS may
             evict pages; the file must not be written to while the module is in use.
         progress: called as ``progress(done, total)`` after each tensor.
 
-    Raises: ValueError where `check_fits` does, before any weight is read.
+    Raises: ValueError as `check_fits`, before any weight is read.
     """
 
     def stays_mapped(stored):

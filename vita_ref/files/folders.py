@@ -5,7 +5,7 @@
       qwen2         Qwen2 and Qwen2.5, as Hugging Face writes them
       vita-Qwen2    VITA-1.5 as released; vision tower and audio encoder have folders of their own
 
-A setting that this project does not support is an error that names it, never ignored.
+A setting that this project does not support is never ignored: it raises an error that names it.
 
 Test: ``pytest tests/files/test_folders.py``
 """
@@ -20,12 +20,12 @@ KINDS = ("vita_ref", "qwen2", "vita-Qwen2")
 
 
 def read_config(folder, *, vision_dir=None, audio_dir=None):
-    """Reads ``config.json`` of any of the three kinds of folder, and what belongs to it, into a `VitaConfig`.
+    """Reads ``config.json`` of any of the three kinds of folder, and the files that it refers to, into a `VitaConfig`.
 
-    ``vision_dir`` and ``audio_dir`` are the folders of a VITA-1.5 checkpoint's vision tower and audio encoder; None
-    looks for folders with the names in config.json. A part whose folder is not found is None and noted in ``missing``.
+    ``vision_dir`` and ``audio_dir`` are the folders of a VITA-1.5 checkpoint's vision tower and audio encoder; with
+    None, folders with the names in config.json are tried. A part without a folder is None, and ``missing`` says why.
 
-    Raises: ValueError where a file is missing or damaged, or asks for what this project does not support.
+    Raises: ValueError if a file is missing or damaged, or has a setting that this project does not support.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -52,7 +52,7 @@ def config_json(config):
 def read_json(path):
     """The object in a JSON file.
 
-    Raises: ValueError where the file is missing, is not valid JSON, or holds no object.
+    Raises: ValueError if the file is missing, is not valid JSON, or is no object.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,12 +62,12 @@ def read_json(path):
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if type(value) is not dict:
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+        raise ValueError(f"{path} is a JSON {type(value).__name__}, expected an object")
     return value
 
 
 def require(raw, path, *keys):
-    """The values of keys that must be there.
+    """The values of keys that are required.
 
     Raises: ValueError with the names of all keys that are missing.
     """
@@ -108,10 +108,10 @@ def _sizes(raw, path, *keys):
 
 
 def _check_supported(path, supported):
-    """Refuses a file with the names of all settings that this project does not support."""
-    bad = [name for name, good in supported.items() if not good]
-    if bad:
-        raise ValueError(f"{path}: not supported here: {', '.join(bad)}")
+    """Raises: ValueError with the names of all settings that this project does not support."""
+    unsupported = [name for name, is_supported in supported.items() if not is_supported]
+    if unsupported:
+        raise ValueError(f"{path}: not supported here: {', '.join(unsupported)}")
 
 
 # ---- this project's own folders
@@ -174,11 +174,11 @@ def _vita_config(raw, path, vision_dir, audio_dir):
         raise ValueError(f"{path}: only the projector mlp2x_gelu without S2 is supported")
     config, missing = _qwen2_config(raw, path), {}
     vision = audio = None
-    if found := _part_folder("vision", raw.get("mm_vision_tower"), path.parent, vision_dir, missing):
-        vision = _vision_config(found)
-    if found := _part_folder("audio", raw.get("mm_audio_encoder"), path.parent, audio_dir, missing):
+    if folder := _part_folder("vision", raw.get("mm_vision_tower"), path.parent, vision_dir, missing):
+        vision = _vision_config(folder)
+    if folder := _part_folder("audio", raw.get("mm_audio_encoder"), path.parent, audio_dir, missing):
         prompts = raw.get("audio_prompt_num", 0) if raw.get("audio_prompt_finetune") else 0
-        audio = replace(_audio_config(found), num_prompts=prompts)
+        audio = replace(_audio_config(folder), num_prompts=prompts)
     return replace(
         config,
         vision=vision,
@@ -192,9 +192,9 @@ def _vita_config(raw, path, vision_dir, audio_dir):
 
 
 def _part_folder(part, configured, folder, given, missing):
-    """The folder of a part's config, or None; a part that has no folder is noted in ``missing``.
+    """The folder of a part's config, or None. If a folder is configured but absent, ``missing`` gets the reason.
 
-    A released config.json has paths of the machine that trained the model, so only the last name of the path counts.
+    A released config.json has paths of the machine that trained the model, so only the last name of a path is used.
     """
     if given is not None:
         if not Path(given).is_dir():

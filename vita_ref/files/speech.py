@@ -26,7 +26,7 @@ _SHOWN = 8  # names listed for each kind of fault
 def read_speech_config(path):
     """Reads ``decoder/model.json``: a list of width, number of codes, and options.
 
-    Raises: ValueError where the file is missing or asks for what this project does not support.
+    Raises: ValueError if the file is missing or has a setting that this project does not support.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,9 +57,9 @@ def read_speech_config(path):
 
 
 def read_codec_config(path):
-    """Reads ``codec/model.json``. Only the keys that the way from tokens to sound needs are used.
+    """Reads ``codec/model.json``. Only the keys that are needed to turn tokens into sound are used.
 
-    Raises: ValueError where the file is missing or asks for what this project does not support.
+    Raises: ValueError if the file is missing or has a setting that this project does not support.
     """
     path = Path(path)
     raw = read_json(path)
@@ -83,7 +83,7 @@ def read_tensors(folder):
 
     The names of nested dicts are joined with dots: ``{"a": {"b": tensor}}`` gives ``a.b``.
 
-    Raises: ValueError where there is no file, it is damaged, or the pickle holds more than tensors and plain values.
+    Raises: ValueError if there is no file, it is damaged, or the pickle contains more than tensors and plain values.
     """
     file, pickle = Path(folder) / "final.safetensors", Path(folder) / "final.pt"
     if file.is_file():
@@ -97,37 +97,37 @@ def read_tensors(folder):
         content = torch.load(pickle, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001, a damaged pickle can raise anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"its pickle asks for {refused[1]}" if refused else f"it is damaged ({type(error).__name__})"
+        why = f"its pickle needs {refused[1]}" if refused else f"it is damaged ({type(error).__name__})"
         raise ValueError(f"{pickle} is refused: {why}; only a dict of tensors is read") from None
     tensors = dict(_flatten(content))
     if not tensors:
-        raise ValueError(f"{pickle} is refused: it holds no tensors by name; only a dict of tensors is read")
+        raise ValueError(f"{pickle} is refused: it contains no tensors by name; only a dict of tensors is read")
     return tensors
 
 
-def fill_module(module, tensors, where, dtype, device):
+def fill_module(module, tensors, folder, dtype, device):
     """Fills a module built on the meta device with tensors of exactly its names and shapes.
 
-    ``where`` is the folder that errors name.
+    ``folder`` is only for error messages.
 
     Raises: ValueError that lists names that are missing, surplus or of another shape.
     """
-    want = {n: list(t.shape) for n, t in module.state_dict().items()}
-    have = {n: list(t.shape) for n, t in tensors.items()}
+    expected = {n: list(t.shape) for n, t in module.state_dict().items()}
+    stored = {n: list(t.shape) for n, t in tensors.items()}
     faults = {
-        "missing": sorted(want.keys() - have.keys()),
-        "surplus": sorted(have.keys() - want.keys()),
-        "misshapen": [f"{n} {have[n]}, expected {shape}" for n, shape in want.items() if have.get(n, shape) != shape],
+        "missing": sorted(expected.keys() - stored.keys()),
+        "surplus": sorted(stored.keys() - expected.keys()),
+        "misshapen": [f"{n} {stored[n]}, expected {s}" for n, s in expected.items() if stored.get(n, s) != s],
     }
     listed = [f"{kind}: {'; '.join(names[:_SHOWN])}" for kind, names in faults.items() if names]
     if listed:
-        raise ValueError(f"{where} does not match its model.json: {'. '.join(listed)}")
-    module.load_state_dict({n: tensors[n].to(device, dtype) for n in want}, assign=True)
+        raise ValueError(f"{folder} does not match its model.json: {'. '.join(listed)}")
+    module.load_state_dict({n: tensors[n].to(device, dtype) for n in expected}, assign=True)
     module.requires_grad_(False)
 
 
 def _flatten(value, prefix=""):
-    """Yields the name and tensor of every tensor in a dict of dicts; of a dict with a dict ``model``, only that."""
+    """Yields name and tensor of every tensor in a dict of dicts. Of a dict with a dict ``model``, only that is read."""
     if isinstance(value, torch.Tensor):
         yield prefix, value
     elif isinstance(value, dict) and isinstance(value.get("model"), dict):

@@ -1,15 +1,12 @@
-"""Text -> token ids, and token ids -> text, at once or as a stream: three kinds of tokenizer files behind one class.
+"""Text -> token ids, and token ids -> text, as a whole or as a stream. One class for three kinds of tokenizer files.
 
     tokenizer.json              of the `tokenizers` library: byte-level (GPT-2, Qwen2), ▁ for spaces (Llama), or words
     vocab.json + merges.txt     the byte-level BPE of Qwen2
     tokenizer.model             a SentencePiece model
 
-Decoding goes through bytes: each id stands for bytes of UTF-8, perhaps only a part of a character, and an answer is
-the bytes of its ids in a row. `StreamDecoder` therefore holds back only the one to three bytes of an unfinished
-character and never looks at earlier ids again; ``Tokenizer.decode`` is one `StreamDecoder` run to its end.
-``backends.py`` knows the bytes of each id.
-
-S token ids.
+Each id stands for bytes of UTF-8, which may be only a part of a character. The bytes of all ids together are the text.
+So `StreamDecoder` only has to keep the one to three bytes of an unfinished character; ``Tokenizer.decode`` uses a
+`StreamDecoder` too. ``backends.py`` has the bytes of each id.
 
 Test: ``pytest tests/files/test_tokenizer.py``
 """
@@ -29,15 +26,15 @@ from .folders import read_json
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")  # of an added token
 
-# The default system text in a Jinja chat template: a quoted string with the whole system block. The text may hold
-# \-escapes but not the quote that opened the string. Where the text comes from the messages, the string ends right
-# after `system\n` and nothing matches.
+# The default system text in a Jinja chat template: a quoted string with the whole system block. The text may contain
+# \-escapes, but not the quote that opened the string. If the text comes from the messages, the string ends right after
+# `system\n` and nothing matches.
 _SYSTEM_TEXT = re.compile(r"""(['"])<\|im_start\|>system(?:\n|\\n)((?:\\.|(?!\1)[^\\])*?)<\|im_end\|>""", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """The result of ``tokenizer(text)``: ids as a list, or as a tensor [1, S] with ``return_tensors="pt"``."""
+    """The result of ``tokenizer(text)``: ids as a list, or as a tensor [1, n] with ``return_tensors="pt"``."""
 
     input_ids: list | torch.Tensor
 
@@ -46,7 +43,7 @@ class Tokenizer:
     """A vocabulary with its special tokens. `load_tokenizer` makes it.
 
     Attributes:
-        bos_token_id, eos_token_id, pad_token_id: ids, None where there is no such token.
+        bos_token_id, eos_token_id, pad_token_id: ids, None if there is no such token.
         special_ids: ids that ``decode(skip_special_tokens=True)`` leaves out.
         system_prompt: the default system text of the checkpoint's chat template, or None.
     """
@@ -76,7 +73,7 @@ class Tokenizer:
     def encode(self, text):
         """The ids of a text as a list. Names of special tokens in it become those tokens.
 
-        Raises: ValueError where the text holds half of a surrogate pair, which has no UTF-8.
+        Raises: ValueError if the text contains half of a surrogate pair, which has no UTF-8.
         """
         try:
             text.encode("utf-8")
@@ -87,7 +84,7 @@ class Tokenizer:
     def __call__(self, text, return_tensors=None):
         """``encode`` with the BOS token in front, if this tokenizer adds one; ``.input_ids`` has the ids.
 
-        Shapes: a list of S ints; [1, S] long with ``return_tensors="pt"``.
+        Shapes: a list of n ints; [1, n] long with ``return_tensors="pt"``.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")
@@ -125,7 +122,7 @@ class Tokenizer:
 class StreamDecoder:
     """Turns ids into text while they arrive. Text that was returned never changes, and no character is split.
 
-    All results of `push` and that of `flush`, joined, are ``tokenizer.decode`` of all ids. The work per id is constant.
+    All results of `push` and that of `flush`, joined, are ``tokenizer.decode`` of all ids. The time per id is constant.
 
     Example: the emoji 😀 is four bytes; for four tokens of one byte each, `push` returns "", "", "" and "😀".
     """
@@ -134,10 +131,10 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._spaces = tokenizer.leading_spaces  # how many pieces may still lose the space in front of them
+        self._spaces = tokenizer.leading_spaces  # how many pieces may still lose their leading space
 
     def push(self, ids):
-        """The text that the next ids complete, perhaps none."""
+        """The text that the next ids complete; it may be empty."""
         return self._utf8.decode(b"".join(map(self._piece, map(operator.index, ids))))
 
     def flush(self):
@@ -157,12 +154,12 @@ class StreamDecoder:
 
 
 def load_tokenizer(folder):
-    """The tokenizer of a checkpoint folder, None where it has no tokenizer files.
+    """The tokenizer of a checkpoint folder, None if it has no tokenizer files.
 
     Special tokens come from the tokenizer file, ``tokenizer_config.json``, ``special_tokens_map.json``
-    and ``added_tokens.json``, as Hugging Face writes them.
+    and ``added_tokens.json``, in the format of Hugging Face.
 
-    Raises: ValueError where a file is damaged, ids contradict each other, or the library that reads it is missing.
+    Raises: ValueError if a file is damaged, ids contradict each other, or the library that reads it is missing.
     """
     folder = Path(folder)
     single, vocab, model = (folder / name for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
@@ -185,7 +182,7 @@ def load_tokenizer(folder):
 
 
 def _read_optional(path):
-    """The object in a JSON file, empty where there is no such file."""
+    """The object in a JSON file, empty if there is no such file."""
     return read_json(path) if path.is_file() else {}
 
 
@@ -195,7 +192,7 @@ def _token_name(token):
 
 
 def _added_tokens(extra_ids, settings):
-    """Name -> flags and ``id`` of each added token (None where no file gives one), in the order of the ids."""
+    """Name -> flags and ``id`` of each added token (None if no file gives one), in the order of the ids."""
     added = {name: dict.fromkeys(FLAGS, False) | {"id": i} for name, i in extra_ids.items()}
     for i, entry in settings.get("added_tokens_decoder", {}).items():
         added[entry["content"]] = {flag: entry.get(flag, False) for flag in FLAGS} | {"id": int(i)}

@@ -1,7 +1,7 @@
 """Faster or smaller than plain PyTorch: products by processor, int8 weights, a decoder over several processes.
 
 Loading calls `install` on the model that it has built on the meta device. Results differ from those of the plain model
-by rounding, and with int8 by half a step of each weight.
+by rounding, and with int8 by up to half a step of each weight.
 
 Test: ``pytest tests/scale``
 """
@@ -17,8 +17,8 @@ def install(vita, *, kernels="auto", quantize=None, pack=False, split=False):
 
     Args:
         kernels: "plain" leaves torch's products. "fast" uses the products of `products.TABLE` for every matrix of the
-            decoder, the vision tower and the audio encoder. "auto" uses them for generation only: the decoder takes them
-            within ``vita.generation_products()``, so ``vita(...)``, ``encode_images`` and ``encode_audios`` are plain.
+            decoder, the vision tower and the audio encoder. "auto" uses them for generation only: the decoder uses
+            them in ``vita.generation_products()``, so ``vita(...)``, ``encode_images`` and ``encode_audios`` are plain.
             With any of the three the same call gives the same bits, on the same processor, torch, dtype and number of
             threads. With "auto", generation and ``vita(...)`` may differ by rounding.
         quantize: None or "int8", for the matrices of the decoder. Their product does not depend on ``kernels``.
@@ -46,7 +46,7 @@ def install(vita, *, kernels="auto", quantize=None, pack=False, split=False):
 
         parallel.split(vita.decoder)
         options["part"] = parallel.part
-    if quantize or pack or split:  # these make tensors of their own, so nothing is gained by mapping the file
+    if quantize or pack or split:  # these convert or copy tensors, so mapping the file has no advantage
         options["mmap"] = False
     return options
 

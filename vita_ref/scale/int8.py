@@ -1,10 +1,9 @@
-"""Weight-only int8: each row of a matrix as integers of -127..127 and one scale. Biases, norms and embeddings stay.
+"""Weight-only int8: each row of a matrix as integers of -127..127 and one scale. Biases, norms and embeddings keep
+their dtype.
 
 A weight is off by at most half a step, scale / 2 = max |row| / 254; by three quarters of a step if the product is
 computed in bfloat16, which rounds the scale too. Matrices are quantised one by one while a checkpoint loads, so the peak
 of memory is near the size of the result.
-
-R rows, I inputs, O outputs, N outputs of one block.
 
 Test: ``pytest tests/scale/test_int8.py``
 """
@@ -15,38 +14,41 @@ from torch.nn import functional as F
 
 from ..files.checkpoint import set_param
 
-ROWS = 1024  # quantised at a time: a float32 copy of a head of 152,000 rows would be larger than many models
+ROWS = 1024  # quantised at a time, because a float32 copy of a whole head of 152,000 rows would need much memory
 
 
 def quantize(weight):
     """Rounds a matrix to int8, symmetrically, with one scale for each output.
 
-    Shapes: [O, I] floating -> [O, I] int8 and [O] float32, such that weight ~ int8 * scale.
+    Shapes: [outputs, inputs] floating -> [outputs, inputs] int8 and [outputs] float32, such that weight ~ int8 * scale.
 
     Example: the row [0.5, -1.27, 0.004] has the scale 0.01 and becomes [50, -127, 0].
     """
-    scale = weight.new_empty(len(weight), dtype=torch.float32)  # [O]
-    rounded = torch.empty_like(weight, dtype=torch.int8)  # [O, I]
+    scale = weight.new_empty(len(weight), dtype=torch.float32)  # [outputs]
+    rounded = torch.empty_like(weight, dtype=torch.int8)  # [outputs, inputs]
     for start in range(0, len(weight), ROWS):
-        block = weight[start : start + ROWS].float()  # [N, I]
-        steps = (block.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # [N]; not 0 for a row of zeros
+        block = weight[start : start + ROWS].float()  # [block, inputs]
+        steps = (block.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # [block], above 0
         scale[start : start + ROWS] = steps
         rounded[start : start + ROWS] = (block / steps[:, None]).round_()
     return rounded, scale
 
 
 def int8_linear(x, weight, scale, bias=None):
-    """x @ (weight * scale).T + bias. Shapes: x [..., I], weight [O, I] int8, scale [O], bias [O] -> [..., O]."""
-    rows = x.reshape(-1, x.shape[-1])  # [R, I]
+    """x @ (weight * scale).T + bias.
+
+    Shapes: x [..., inputs], weight [outputs, inputs] int8, scale [outputs], bias [outputs] -> [..., outputs].
+    """
+    rows = x.reshape(-1, x.shape[-1])  # [rows, inputs]
     aligned = rows.shape[1] % 16 == 0  # with other widths the kernel reads beyond the end of a row
     if x.dtype == torch.bfloat16 and len(rows) <= 16 and aligned and x.device.type == "cpu":
-        out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [R, O]
-    elif x.dtype == torch.float16:  # sums of unscaled integers overflow it
-        out = (F.linear(rows.float(), weight.float()) * scale).to(x.dtype)  # [R, O]
+        out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [rows, outputs]
+    elif x.dtype == torch.float16:  # sums of unscaled integers would overflow float16
+        out = (F.linear(rows.float(), weight.float()) * scale).to(x.dtype)  # [rows, outputs]
     else:
-        out = F.linear(rows, weight.to(x.dtype)) * scale.to(x.dtype)  # [R, O]
+        out = F.linear(rows, weight.to(x.dtype)) * scale.to(x.dtype)  # [rows, outputs]
     if bias is not None:
-        out = out + bias  # [R, O]
+        out = out + bias  # [rows, outputs]
     return out.view(*x.shape[:-1], -1)
 
 

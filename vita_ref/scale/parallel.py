@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m vita_ref.generate --prompt hi
 
-Every process (a rank) runs the whole program on the same request, but holds only its part of the decoder: its query
+Every process (a rank) runs the whole program on the same request, but has only its part of the decoder: its query
 heads with their key/value heads and their cache, its part of the MLP, of the embeddings and of the head.
 
     x -> q, k, v of this rank's heads -> attention -> o_proj over these heads -> summed over the ranks -> x
@@ -14,8 +14,6 @@ choose the same tokens without communicating them, and only the first one prints
 The sums are hooks on plain tensors. Torch's own split tensors (DTensor, ``parallelize_module``) do the same but are
 dispatched slowly: a token of a narrow decoder of 24 layers takes 6 ms without splitting, 8 ms with these hooks and
 145 ms with DTensor.
-
-D model width, V vocabulary.
 
 Test: ``pytest tests/scale/test_parallel.py``
 """
@@ -92,7 +90,7 @@ def all_gather(own, length):
     """All ranks' parts of the last axis side by side. Shapes: [..., this rank's part] -> [..., length]."""
     whole = own.new_zeros(*own.shape[:-1], length)
     whole[..., own_slice(length)] = own
-    return all_sum(whole)  # the parts may differ in size: then this is simpler than a gather, and as exact
+    return all_sum(whole)  # a sum is simpler than a gather of parts that differ in size, and as exact
 
 
 # ---- the processes

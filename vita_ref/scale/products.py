@@ -1,22 +1,21 @@
-"""Linear maps by the product that is fastest on this class of processor, chosen by a table in this file.
+"""Linear maps with the product that is fastest on this class of processor, according to a table in this file.
 
-A decoder that generates one answer multiplies one row by every weight, so it is as fast as its products read weights
-from memory. torch's own product of few rows reads them at a quarter to a half of that speed on some processors, and
-its product in bfloat16 is slow where the processor has no bfloat16 units. The other ways are a few lines each:
+A decoder that generates one answer multiplies one row by every weight, so its speed is limited by the memory from which
+weights are read. With few rows, torch's own product reads them at a quarter to a half of the memory's speed on some
+processors, and its bfloat16 product is slow on processors without bfloat16 units. The alternatives are short functions:
 
-    class of processor, dtype, number of rows -> TABLE -> name of a way -> rows [R, I], weight [O, I] -> [R, O]
+    class of processor, dtype, number of rows -> TABLE -> name of a function
+    function: [rows, inputs], weight [outputs, inputs] -> [rows, outputs]
 
-`python -m tools.bench --products` measures the ways and prints the row of the table for the machine that it runs on.
-Nothing is measured while a model is used and no setting of torch is changed, so the same call gives the same bits. The
-ways differ from torch's product by rounding only. Small matrices, other devices, unknown processors and products that
-need gradients use torch's.
+`python -m tools.bench --products` measures them and prints the row of the table for the machine that it runs on.
+Nothing is measured while a model is used and no setting of torch is changed, so the same call gives the same bits. They
+differ from torch's product by rounding only. Small matrices, other devices, unknown processors and products that need
+gradients use torch's product.
 
 Known loss: with avx512_bf16, torch sends one row in bfloat16 to oneDNN, which reads 15 GB/s of weights on two cores of
 an EPYC Zen 4. torch's own kernel reads 34 GB/s but is reached only with oneDNN switched off for all threads, which is
 not thread-safe: mm, mv, dot and bmm all prefer oneDNN there, and a product with a float32 result does not exist for the
 CPU (torch 2.13). `pack` reads 25 to 31 GB/s.
-
-R rows, I inputs, O outputs, N outputs of one block.
 
 Test: ``pytest tests/scale/test_products.py``
 """
@@ -32,26 +31,26 @@ from torch.nn import functional as F
 from ..decoder import TiedHead
 from ..files.checkpoint import set_param
 
-LARGE = 100_000  # elements of the smallest matrix that the table is about
+LARGE = 100_000  # matrices with fewer elements always use torch's product
 BLOCK = 2**19  # elements of a weight that `widened` converts at a time: 2 MB in float32, which stay in a cache
 FOLD = 4
 ROW_CLASSES = {"1": 1, "2-3": 3, "4": 4, "5-16": 16}  # name -> the largest number of rows; above: "many"
 
 
-# ---- the ways
+# ---- the functions that compute a product
 
 
 def plain(rows, weight):
-    """torch's product. Shapes, of every way: rows [R, I], weight [O, I] contiguous -> [R, O]."""
+    """torch's product. Shapes, here and below: [rows, inputs], weight [outputs, inputs] -> [rows, outputs]."""
     return F.linear(rows, weight)
 
 
 def halves(rows, weight):
-    """A batch of two products with the weight on the left, where its rows are read in order."""
+    """A batch of two products with the weight on the left, whose rows are then read in order."""
     outputs, inputs = weight.shape
     if outputs % 2:
         return plain(rows, weight)
-    pair = torch.bmm(weight.view(2, outputs // 2, inputs), rows.T.expand(2, -1, -1))  # [2, O/2, R]
+    pair = torch.bmm(weight.view(2, outputs // 2, inputs), rows.T.expand(2, -1, -1))  # [2, outputs/2, rows]
     return pair.flatten(0, 1).T.contiguous()
 
 
@@ -60,8 +59,8 @@ def folded(rows, weight):
     outputs, inputs = weight.shape
     if outputs % FOLD:
         return plain(rows, weight)
-    diagonal = torch.kron(torch.eye(FOLD, dtype=rows.dtype), rows)  # [4*R, 4*I]
-    product = torch.mm(weight.view(outputs // FOLD, FOLD * inputs), diagonal.T)  # [O/4, 4*R]
+    diagonal = torch.kron(torch.eye(FOLD, dtype=rows.dtype), rows)  # [4*rows, 4*inputs]
+    product = torch.mm(weight.view(outputs // FOLD, FOLD * inputs), diagonal.T)  # [outputs/4, 4*rows]
     return product.view(outputs, len(rows)).T.contiguous()
 
 
@@ -70,7 +69,7 @@ def widened(rows, weight):
     outputs, inputs = weight.shape
     step = max(1, BLOCK // inputs)
     wide, out = rows.float(), rows.new_empty(len(rows), outputs)
-    block = torch.empty(min(step, outputs), inputs)  # [N, I]
+    block = torch.empty(min(step, outputs), inputs)  # [block, inputs]
     for start in range(0, outputs, step):
         part = weight[start : start + step]
         out[:, start : start + step] = F.linear(wide, block[: len(part)].copy_(part))
@@ -82,7 +81,7 @@ WAYS = {"plain": plain, "halves": halves, "folded": folded, "widened": widened}
 
 # ---- the table
 
-TABLE = {  # class of processor -> (dtype, class of rows) -> way; what is not listed is plain
+TABLE = {  # class of processor -> (dtype, class of rows) -> name; what is not listed is plain
     "amx": {},
     "avx512_bf16": {
         (torch.float32, "1"): "halves",  # 54 GB/s of weights, plain 14 (EPYC Zen 4, two threads)
@@ -121,7 +120,7 @@ def row_class(rows):
 
 
 def choose(x, weight):
-    """The way for a product; it depends on nothing but the processor, dtypes, shapes and gradients."""
+    """The function for a product. It depends only on the processor, dtypes, shapes, devices and gradients."""
     if weight.numel() < LARGE or not weight.is_contiguous() or x.numel() == 0:
         return plain
     if x.device.type != "cpu" or weight.device.type != "cpu" or x.dtype != weight.dtype:
@@ -133,13 +132,16 @@ def choose(x, weight):
 
 
 def linear(x, weight, bias=None):
-    """x @ weight.T + bias by the way of the table. Shapes: x [..., I], weight [O, I], bias [O] -> [..., O]."""
+    """x @ weight.T + bias, with the product that `choose` gives.
+
+    Shapes: x [..., inputs], weight [outputs, inputs], bias [outputs] -> [..., outputs].
+    """
     way = choose(x, weight)
     if way is plain:
         return F.linear(x, weight, bias)
-    out = way(x.reshape(-1, x.shape[-1]), weight)  # [R, O]
+    out = way(x.reshape(-1, x.shape[-1]), weight)  # [rows, outputs]
     if bias is not None:
-        out = out + bias  # [R, O]
+        out = out + bias  # [rows, outputs]
     return out.view(*x.shape[:-1], -1)
 
 
@@ -150,9 +152,9 @@ _inside = contextvars.ContextVar("fast products", default=False)  # of this thre
 
 @contextlib.contextmanager
 def fast_products():
-    """Within it, modules that `use_fast_products` made with ``always=False`` take the products of the table.
+    """In this context, modules that `use_fast_products` made with ``always=False`` use the products of the table.
 
-    It holds for the thread that enters it. Do not ``yield`` from a generator within it: the caller would be inside too.
+    It applies to the thread that enters it. Do not ``yield`` from a generator in it: the caller would be in it too.
     """
     token = _inside.set(True)
     try:
@@ -162,7 +164,7 @@ def fast_products():
 
 
 class FastLinear(nn.Linear):
-    """`nn.Linear` with the products of the table: always, or within `fast_products` only. It takes over the weights."""
+    """`nn.Linear` with the products of the table: always, or only in `fast_products`. It keeps the weights."""
 
     def __init__(self, linear, always=True):
         nn.Module.__init__(self)
@@ -176,7 +178,7 @@ class FastLinear(nn.Linear):
 
 
 class FastTiedHead(TiedHead):
-    """`TiedHead` with the products of the table: always, or within `fast_products` only."""
+    """`TiedHead` with the products of the table: always, or only in `fast_products`."""
 
     def __init__(self, embed_tokens, always=True):
         super().__init__(embed_tokens)
@@ -216,7 +218,7 @@ class PackedLinear(nn.Linear):
 def packed_linears(module):
     """Replaces the plain linear maps inside a module by `PackedLinear`, whose weights `pack_weight` has to set.
 
-    This is for callers that decode several rows at a time: four rows in bfloat16 are 1.4 times as fast, one row is slower.
+    This helps if several rows are decoded at a time: four rows in bfloat16 are 1.4 times as fast, one row is slower.
     """
     for owner in [*module.modules()]:
         for name, child in [*owner.named_children()]:
@@ -246,10 +248,10 @@ def can_pack(dtype):
 
 
 def packed_linear(x, weight, bias=None):
-    """x @ weight.T + bias with a packed weight. Fewer than four rows are padded to N = 4, for which oneDNN is faster."""
+    """x @ weight.T + bias with a packed weight. Fewer than four rows are padded to 4, for which oneDNN is faster."""
     if not weight.is_mkldnn or torch.is_grad_enabled() and x.requires_grad:  # oneDNN's operator gives no gradient
         return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
-    rows = x.reshape(-1, x.shape[-1])  # [R, I]
-    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [N, I]
-    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [N, O]
+    rows = x.reshape(-1, x.shape[-1])  # [rows, inputs]
+    full = F.pad(rows, (0, 0, 0, max(0, 4 - len(rows))))  # [padded, inputs]
+    out = torch.ops.mkldnn._linear_pointwise(full, weight, bias, "none", [], "")  # [padded, outputs]
     return out[: len(rows)].view(*x.shape[:-1], len(weight))

@@ -1,12 +1,12 @@
 """The speech decoder: it reads rows of text and predicts codec tokens.
 
-    text rows [1, U, D] -> encode_text -> prefill, behind bos [1, U+1, D]
-    then, token by token from sos on: codec token -> step -> logits of the next one [1, V]
+    text rows [1, U, D] -> encode_text -> bos and these rows [1, U+1, D] -> prefill -> cache
+    codec token, the first is sos -> step -> logits of the next token [1, V]
 
 Layers, rotary positions and the KV cache are those of the language model. Text rows see each other in both
 directions. A codec token sees the text and the codec tokens before it.
 
-U rows of text, S new positions, D width, V codes and four special tokens. The batch is always one sentence.
+U rows of text, S new positions, D width of the speech decoder, V its vocabulary. The batch is always one sentence.
 
 Test: ``pytest tests/voice/test_speech_decoder.py``
 """

@@ -43,7 +43,7 @@ IRREGULAR_ORDINALS = {
 }
 SIZES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred"))
 MONEY = {None: "", "$": " dollars", "€": " euros", "¥": " yuan"}
-ENGLISH_LIMIT = 10**15  # numbers from here on are read digit by digit
+ENGLISH_LIMIT = 10**15  # from here on, numbers are read digit by digit
 
 CHINESE_DIGITS = "零一二三四五六七八九"
 CHINESE_SIZES = ((10**8, "亿"), (10**4, "万"), (1000, "千"), (100, "百"), (10, "十"))

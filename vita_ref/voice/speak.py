@@ -1,4 +1,6 @@
-"""A text, perhaps still being written, as speech: sentences -> token ids -> rows of the embedding table -> sound.
+"""The speech of a text that may still be incomplete: sentences -> token ids -> rows of the embedding table -> sound.
+
+U rows of text, D decoder width, W samples of sound.
 
 Test: ``pytest tests/test_generate.py``
 """
@@ -28,6 +30,6 @@ def _pieces(vita, text, voice, speed, token_options):
     for sentence in sentences(text):
         ids = vita.tokenizer.encode(prepare_text(sentence))
         if ids:
-            rows = vita.embed(torch.tensor(ids, device=vita.decoder.norm.weight.device))  # [S, D]
+            rows = vita.embed(torch.tensor(ids, device=vita.decoder.norm.weight.device))  # [U, D]
             for piece in vita.speech.stream(rows.float(), voice=voice, **token_options):
                 yield stretch(piece, speed)

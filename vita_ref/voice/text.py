@@ -1,4 +1,4 @@
-"""Preparation of text for speech: sentences as soon as they are complete, and each of them as plain words.
+"""Preparation of text for speech: splits a text into sentences as soon as they are complete, and writes them as words.
 
     pieces of text -> sentences -> prepare_text -> words and simple punctuation, without digits or markup
 
@@ -15,8 +15,8 @@ from .numbers import NUMBER, chinese_number, english_number
 HAN = r"\u3400-\u9fff"  # Chinese characters
 CLOSERS = r"\"')\]”’」』）】*_`"  # characters that may follow the stop of a sentence and belong to it
 
-# Each way but the last one also requires the character that follows. So the result does not depend on how the text is
-# cut into pieces.
+# Each alternative but the last one also requires the character that follows. So the result does not depend on how the
+# text is cut into pieces.
 SENTENCE_END = re.compile(
     rf"""
         (?: [。！？] | (?<=[{HAN}]) [.!?] )         # a Chinese stop, or another stop after a Chinese character,
@@ -29,7 +29,7 @@ SENTENCE_END = re.compile(
     """,
     re.VERBOSE,
 )
-ABBREVIATION = re.compile(  # a text that ends with one; its dot is no stop
+ABBREVIATION = re.compile(  # matches a text that ends with an abbreviation, whose dot is no stop
     r"""
     \b (?:
         mrs? | ms | dr | prof | st | vs | etc | cf | fig | no | approx | jr | sr | inc | ltd
@@ -39,7 +39,7 @@ ABBREVIATION = re.compile(  # a text that ends with one; its dot is no stop
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-NO_WORD = re.compile(r"\W*(\d{1,2}\.\s*)?")  # nothing but signs and the number of a list item: too short for a sentence
+NO_WORD = re.compile(r"\W*(\d{1,2}\.\s*)?")  # only signs and the number of a list item: no sentence
 
 MARKUP = {  # name: (pattern, replacement), applied in this order
     "code fences, horizontal rules, the line under a table head": (
@@ -67,7 +67,7 @@ SIGNS = {  # sign: its name in English and in Chinese; °C stands before °
     "@": ("at", "艾特"),
 }
 DOT_IN_NAME = r"(?<=[A-Za-z])\.(?=[A-Za-z]{2})"  # site.com
-OTHER_SIGNS = r"[^\w\s.,!?;:'。、-]|_"  # whatever is no letter, digit, space or punctuation to keep
+OTHER_SIGNS = r"[^\w\s.,!?;:'。、-]|_"  # all that is no letter, digit, space or punctuation to keep
 LOOSE_MARKS = r"(?<!\w)['-]+|['-]+(?!\w)"  # apostrophes and hyphens that are not inside a word
 PUNCTUATION = ".,!?;:，。！？；：、"
 TO_CHINESE = str.maketrans(",.!?;:", "，。！？；：")
@@ -75,10 +75,10 @@ TO_ENGLISH = str.maketrans("。、", ".,")
 
 
 def sentences(pieces):
-    """Yields the sentences of a text that is still being written, each as soon as its end is certain.
+    """Yields the sentences of a text that arrives in pieces, each as soon as its end is certain.
 
     ``pieces``: an iterable of str, or a str. The sentences do not depend on how the text is cut into pieces.
-    A dot ends no sentence in "e.g.", "Dr.", after an initial, in 3.14, or after the number of a list item.
+    A dot does not end a sentence in "e.g.", "Dr.", after an initial, in 3.14, or after the number of a list item.
     """
     text, searched = "", 0  # the text since the last sentence, and how much of it has been searched
     for piece in pieces:
@@ -117,7 +117,7 @@ def is_chinese(text):
 
 
 def _tidy_punctuation(text, chinese):
-    """Punctuation of one script, one mark at a time and none at the ends but a stop; single spaces."""
+    """Leaves punctuation of one script, one mark at a time, at the ends only a stop, and single spaces."""
     text = text.translate(TO_CHINESE if chinese else TO_ENGLISH)
     text = re.sub(rf"\s*([{PUNCTUATION}])[\s{PUNCTUATION}]*", r"\1" if chinese else r"\1 ", text)
     text = re.sub(r"\s+", " ", text)

@@ -1,13 +1,13 @@
-"""The vocoder, the decoding half of the codec: tokens to sound. Also two operations on sound: splitting and stretching.
+"""The vocoder, which is the decoder of the codec: tokens to sound. Also functions that split and stretch sound.
 
     tokens [B, U] -> code book -> token vectors [B, 512, U] -> generator -> waveform [B, W], W = U * hop
 
 One code book has a vector for each token. A second set of code books gives the voice embedding, one vector for the
 whole sound. The generator (HiFi-GAN, Kong et al. 2020) upsamples in stages. Its convolutions look at neighbouring
 tokens, at most `Vocoder.receptive_radius` on each side. So a sound that is made in parts, each with that much context,
-equals the sound that is made at once.
+equals the sound that is made as a whole.
 
-B batch, U codec tokens, C channels, W samples of sound; C_i and W_i are those of a stage.
+B batch rows, U codec tokens, C channels, W samples of sound; C_i and W_i are those of a stage.
 
 Test: ``pytest tests/voice/test_vocoder.py``
 """
@@ -23,7 +23,7 @@ PRE_KERNEL = POST_KERNEL = 7  # kernel sizes of the first and the last convoluti
 
 
 def code_book(rows, size):
-    """An embedding table under the name that it has in the checkpoint."""
+    """An embedding table with the name that it has in the checkpoint."""
     return nn.ModuleDict({"embedding": nn.Embedding(rows, size)})
 
 
@@ -95,7 +95,7 @@ class Generator(nn.Module):
         self.margins = self._margins()
 
     def _margins(self):
-        """Works back from the sound: the context after a stage gives the context before it."""
+        """Starts at the sound: the context that is needed after a stage gives the context that is needed before it."""
         margins = [POST_KERNEL // 2]
         for i, up in reversed(list(enumerate(self.ups))):
             after = margins[0] + max(block.receptive_radius for block in self.stage(i))
@@ -188,7 +188,7 @@ def fold_weight_norm(tensors):
 
     The norm |v| is taken over each slice of the first axis.
 
-    Shapes: g [n, 1, 1], v [n, c, k] -> [n, c, k] float32.
+    Shapes: g [outputs, 1, 1], v [outputs, inputs, kernel] -> [outputs, inputs, kernel] float32.
     Source: Salimans and Kingma 2016, equation 2.
     """
     folded = dict(tensors)
@@ -203,10 +203,10 @@ def fold_weight_norm(tensors):
 
 
 def split_quiet(pending, sound, window, threshold):
-    """Splits a stream of sound in a quiet place: (what can be played now, or None; what stays pending).
+    """Splits a stream of sound at a quiet sample: (what can be played now, or None; what stays pending).
 
-    The split is in ``sound``, the newest part. The quietest ``window`` samples that start about in its second half are
-    searched. If their mean |x| is below ``threshold``, the split is at the quietest sample from their start on.
+    The split is in ``sound``, the newest part. Of its windows (``window`` samples) from the middle one on, that with the
+    least mean |x| is chosen. If this mean is below ``threshold``, the split is at the quietest sample from its start on.
 
     Shapes: pending [any], sound [W] float32.
     Source: upstream's llm2tts.py:80-131.
@@ -216,7 +216,7 @@ def split_quiet(pending, sound, window, threshold):
         return None, whole
     loudness = sound.abs()  # [W]
     sums = F.pad(loudness.double().cumsum(0), (1, 0))  # [W+1]
-    means = (sums[window:] - sums[:-window]) / window  # [W-window+1]; of the window that starts at each sample
+    means = (sums[window:] - sums[:-window]) / window  # [W-window+1]: of the window that starts at each sample
     first = len(sound) // 2 - window // 2  # the first window is centred in the sound
     least, offset = means[first:].min(0)
     if least >= threshold:
@@ -229,11 +229,11 @@ def split_quiet(pending, sound, window, threshold):
 
 
 def stretch(waveform, speed, *, frame=960, search=240):
-    """The same sound faster (speed above 1) or slower, at the same pitch, by waveform similarity overlap-add.
+    """Makes a sound faster (speed above 1) or slower at the same pitch, by waveform similarity overlap-add.
 
     Output frames overlap by half: one starts every frame/2 samples. Frame i is copied from the input at about
-    i * speed * frame/2: within ``search`` samples, where the input is most similar to the continuation of the frame
-    before.
+    i * speed * frame/2. Within ``search`` samples of that, the place is chosen whose samples are most similar to the
+    continuation of the frame before.
 
     Shapes: [W] -> [round(W / speed)] float32.
     Units: frame and search in samples; the defaults are 40 ms and 10 ms at 24 kHz.
@@ -250,7 +250,7 @@ def stretch(waveform, speed, *, frame=960, search=240):
     padded = F.pad(waveform.float(), (before, after))
     window = torch.hann_window(frame, device=waveform.device)
     out = padded.new_zeros(count * step + step)
-    continuation = 0  # where the frame before continues in the input
+    continuation = 0  # the place in the input at which the frame before continues
     for i in range(count):
         start = round(i * step * speed)  # of the search range; without a shift the frame starts `search` later
         if i == 0:
