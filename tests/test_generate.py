@@ -96,7 +96,8 @@ def test_json_gives_the_answer_of_respond_its_tokens_and_the_positions_of_the_pr
     prepared = vita.prepare(Request("hi", [image_file]))
     new = vita.generate([prepared.ids], images=prepared.images, max_new_tokens=6)[0]
     assert found["token_ids"] == new.tolist() and len(new) == 6
-    assert found["text"] == vita.text(new) and vita.respond("hi", images=[image_file], max_new_tokens=6) == vita.text(new).strip()
+    assert found["text"] == vita.text(new)
+    assert vita.respond("hi", images=[image_file], max_new_tokens=6) == vita.text(new).strip()
     assert found["finish_reason"] == "length" and found["state"] is None
     assert set(found["timing"]) == {"load_s", "prefill_s", "decode_s", "tokens_per_s"}
 
@@ -121,7 +122,9 @@ def test_top_gives_the_likeliest_first_tokens_with_their_probabilities(run, fold
         (" Hello", " Hello", None),
     ],
 )
-def test_streaming_no_stream_json_and_respond_give_the_same_text_after_a_state_mark(monkeypatch, run, vita_folder, text, printed, state):
+def test_streaming_no_stream_json_and_respond_give_the_same_text_after_a_state_mark(
+    monkeypatch, run, vita_folder, text, printed, state
+):
     """The loop is replaced by one that gives the bytes of a text, each a token of this tokenizer, and then the end token."""
 
     def scripted_steps(self, x, options):
