@@ -143,7 +143,7 @@ def test_arguments_out_of_range_are_refused_by_name():
     assert refusal(frame_indices, 9, 25, end=math.nan).startswith("end must be")
     assert refusal(frame_indices, 9, 25, start=math.inf).startswith("start must be")
     assert "start=4 s is after the end of the video" in refusal(frame_indices, 90, 25, start=4)
-    assert "90 frames at 25 per second" in refusal(frame_indices, 90, 25, start=4, end=8)
+    assert "it lasts 3.6 s" in refusal(frame_indices, 90, 25, start=4, end=8)
 
 
 # ---- slow and fast frames

@@ -11,12 +11,26 @@ N tiles, X, Y width and height in pixels; tile, the side of a tile in pixels.
 Test: ``pytest tests/test_image.py``
 """
 
+import io
 import os
 import struct
 import zlib
 
 import numpy as np
 import torch
+
+from .files.media import (
+    MAX_PICTURE_BYTES,
+    MAX_TILE_PIXELS,
+    MAX_TILES,
+    check_array,
+    check_pixels,
+    check_regular,
+    name_of,
+    quiet_stderr,
+    read_bounded,
+    reason_of,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,6 +44,8 @@ def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGEN
     """
     image = open_image(source)
     columns, rows = tile_grid(*image.size, tile=tile, max_tiles=max_tiles)
+    if columns * rows * tile * tile > MAX_TILE_PIXELS:
+        raise ValueError(f"{columns} x {rows} tiles of {tile} x {tile} pixels are too many: lower max_tiles")
     pixels = _normalise(image.resize((columns * tile, rows * tile)), mean, std)  # [3, rows*tile, columns*tile]
     tiles = pixels.reshape(3, rows, tile, columns, tile)  # [3, rows, tile, columns, tile]
     tiles = tiles.permute(1, 3, 0, 2, 4).reshape(rows * columns, 3, tile, tile)  # [N, 3, tile, tile]
@@ -40,10 +56,12 @@ def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGEN
 
 
 def open_image(source):
-    """A path, a binary file object or a PIL image as an 8-bit RGB PIL image, rotated as its EXIF orientation says.
+    """A path, a binary file object, a PIL image or a uint8 array as an RGB PIL image, rotated as its EXIF orientation says.
 
     Transparent pixels are drawn on white. The result for an animated file is its first frame, for an animated PIL image
     its current frame.
+
+    Shapes: an array is [Y, X], [Y, X, 3] or [Y, X, 4], grey, RGB or RGBA.
     Raises: ValueError with the name of the file if it is missing, damaged, too large or not an image.
     """
     try:
@@ -52,14 +70,18 @@ def open_image(source):
         raise ValueError("images need Pillow: pip install Pillow") from None
     name = _name(source)
     try:
+        if isinstance(source, np.ndarray):
+            check_array(source)
+            return _to_rgb(Image.fromarray(np.ascontiguousarray(source)))
         if isinstance(source, Image.Image):
             return _to_rgb(ImageOps.exif_transpose(source))
-        with Image.open(source) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(_file(source)) as image, quiet_stderr(image.format == "TIFF"):
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except Image.UnidentifiedImageError:
         reason = "it is not in a format that Pillow reads"
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
     raise ValueError(f"cannot read {name}: {reason}")
 
 
@@ -89,11 +111,13 @@ def _all_grids(min_tiles, max_tiles):
     """(columns, rows) of every grid with min_tiles to max_tiles tiles, sorted by the number of tiles."""
     grids = {
         (columns, rows)
-        for most in range(min_tiles, max_tiles + 1)
-        for columns in range(1, most + 1)
-        for rows in range(1, min(most, max_tiles // columns) + 1)
+        for columns in range(1, min_tiles + 1)
+        for rows in range(1, min(min_tiles, max_tiles // columns) + 1)
         if columns * rows >= min_tiles
     }
+    for most in range(min_tiles + 1, max_tiles + 1):  # upstream's order: those whose longer side is ``most``
+        grids.update((columns, most) for columns in range(1, min(most - 1, max_tiles // most) + 1))
+        grids.update((most, rows) for rows in range(1, min(most, max_tiles // most) + 1))
     # quirk: grids of equally many tiles keep the order of a Python set, as in upstream; it matters if min_tiles > 1
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
 
@@ -105,6 +129,8 @@ def _check_grid(width, height, tile, max_tiles, min_tiles):
         raise ValueError(f"tile must be at least 1 pixel, got {tile}")
     if not 1 <= min_tiles <= max_tiles:
         raise ValueError(f"expected 1 <= min_tiles <= max_tiles, got min_tiles={min_tiles} and max_tiles={max_tiles}")
+    if max_tiles > MAX_TILES:
+        raise ValueError(f"max_tiles must be at most {MAX_TILES}, got {max_tiles}")
 
 
 def _normalise(image, mean, std):
@@ -134,7 +160,7 @@ def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENE
         raise ValueError(f"tile must be at least 1 pixel, got {tile}")
     image = open_image(source)
     (width, height), short, long = image.size, min(image.size), max(image.size)
-    if (long * long if fit == "pad" else tile * tile * long // short) > MAX_PIXELS:
+    if max(tile * tile, long * long if fit == "pad" else tile * tile * long // short) > MAX_PIXELS:
         raise ValueError(f"{width} x {height} is too long and thin for fit={fit!r}: crop the image, or use load_tiles")
     square = _pad(image, tile, mean) if fit == "pad" else _crop(image, tile)
     return _normalise(square, mean, std)[None]  # [1, 3, tile, tile]
@@ -165,40 +191,65 @@ READ_ERRORS = (  # what Pillow raises for damaged files, in addition to Image.De
 )  # fmt: skip
 
 
+BAND_PIXELS = 1 << 22  # that are converted at once, to limit the memory
+LEVELS = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)  # 8 bits for each of 16; Pillow would clip at 255
+
+
 def _to_rgb(image):
-    """A PIL image of any mode as RGB."""
+    """A PIL image of any mode as RGB. What needs much memory is done in bands."""
     from PIL import Image
 
-    if image.mode.startswith(("I", "F")):
-        return _scale_levels(image)
-    if image.has_transparency_data:  # upstream drops the alpha channel, which uncovers the colours below it
-        if image.mode == "La":  # Pillow converts La to LA only
-            image = image.convert("LA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    check_pixels(*image.size)
+    if not image.mode.startswith(("I", "F")) and not image.has_transparency_data:
+        return image.convert("RGB")
+    height = max(1, BAND_PIXELS // image.width)
+    bands = [(0, top, image.width, min(top + height, image.height)) for top in range(0, image.height, height)]
+    white = _white(image, bands) if image.mode == "F" else None
+    rgb = Image.new("RGB", image.size)
+    for band in bands:
+        rgb.paste(_band_to_rgb(image.crop(band), white), band)
+    return rgb
 
 
-def _scale_levels(image):
-    """Integers of more than 8 bits or floats as RGB. Pillow would clip them at 255.
-
-    White is 65535 for integers. For floats it is 1, or 255 if any value is above 1.
-    """
+def _band_to_rgb(image, white):
+    """A band of integers of more than 8 bits, of floats, or with transparency."""
     from PIL import Image
 
-    values = np.nan_to_num(np.array(image, dtype=np.float64))
-    white = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
-    levels = np.rint(values.clip(0, white) * (255 / white))
-    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        levels = np.rint(np.array(image, dtype=np.float64).clip(0, white) * (255 / white))
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return Image.fromarray(LEVELS[np.array(image).clip(0, 65535)]).convert("RGB")
+    if image.mode == "La":  # Pillow converts La to LA only
+        image = image.convert("LA")
+    paper = Image.new("RGBA", image.size, "white")  # upstream drops the alpha channel, which uncovers the colours below it
+    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+
+
+def _white(image, bands):
+    """The value that becomes 255 in an image of floats: 1, or 255 if any value is above 1. Pillow would clip at 255."""
+    values = (np.array(image.crop(band)) for band in bands)
+    extremes = [level for band in values for level in (band.min(), band.max())]  # NaN if a pixel is
+    if not np.isfinite(extremes).all():
+        raise ValueError("it has NaN or infinite pixels")
+    return 1 if max(extremes) <= 1 else 255
+
+
+def _file(source):
+    """What Pillow opens. A file object without `seek` is read whole."""
+    if not hasattr(source, "read"):
+        check_regular(source, MAX_PICTURE_BYTES)
+        return source
+    if hasattr(source, "seekable") and source.seekable():
+        return source
+    return io.BytesIO(read_bounded(source, name="it"))
 
 
 def _name(source):
     """The name of an image for messages."""
     from PIL import Image
 
-    if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or "the given image"
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    if hasattr(source, "read"):
-        return getattr(source, "name", "the given image")
-    raise ValueError(f"an image must be a path, a file object or a PIL image, got {type(source).__name__}")
+    if isinstance(source, (Image.Image, np.ndarray, str, os.PathLike)) or hasattr(source, "read"):
+        return name_of(source, "image")
+    kinds = "a path, a file object, a PIL image or a uint8 array"
+    raise ValueError(f"an image must be {kinds}, got {type(source).__name__}")
