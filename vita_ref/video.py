@@ -35,7 +35,8 @@ def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
 
     The images of a folder are one frame per second, sorted by name with numbers as numbers (2 before 10). For folders
     and animations no frame is repeated: if `frame_indices` would repeat one, up to 4 evenly spaced frames are chosen.
-    If the frame rate of a film is not constant, the times of its frames decide which of them are chosen.
+    If the frame rate of a film is not constant, the frames on screen at the chosen times are taken; upstream counts by
+    number there too, which shows other times than it was asked for.
 
     Units: fps in chosen frames per second; start and end in seconds.
     Raises: ValueError if the video is missing, damaged or not a video, or if an option is out of range.

@@ -62,8 +62,8 @@ def check_regular(path, limit=None):
         raise ValueError(f"it has {status.st_size:,} bytes; at most {limit:,} are read")
 
 
-def read_bounded(file, limit=MAX_STREAM_BYTES, name="standard input"):
-    """All bytes of a binary file object.
+def read_bounded(file, limit=MAX_STREAM_BYTES, name=None):
+    """All bytes of a binary file object. ``name`` is what messages call it.
 
     Raises: ValueError if there are more than ``limit``, or the file object gives text or cannot be read.
     """
@@ -77,7 +77,7 @@ def read_bounded(file, limit=MAX_STREAM_BYTES, name="standard input"):
             if size > limit:
                 raise ValueError(f"it has more than {limit:,} bytes")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"cannot read {name}: {reason_of(error)}") from None
+        raise ValueError(f"cannot read {name}: {reason_of(error)}" if name else reason_of(error)) from None
     return b"".join(chunks)
 
 

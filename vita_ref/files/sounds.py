@@ -82,16 +82,16 @@ def _open(source, name):
 
 
 def _read_blocks(sound):
-    """All samples to the end of the file, whatever its header says, as [C, W]."""
+    """All samples [C, W] to the end of the file, whatever its header says. soundfile gives blocks [W, C]."""
     sound.seekable = lambda: False  # soundfile seeks after each block, which fails if the header claims too many samples
     size, blocks, total = max(1, BLOCK // sound.channels), [], 0
-    while len(block := sound.read(out=np.empty((size, sound.channels), dtype=np.float32))):  # [W, C]
+    while len(block := sound.read(out=np.empty((size, sound.channels), dtype=np.float32))):
         total += len(block)
         check_length(total, sound.samplerate, sound.channels)
         blocks.append(block.T.copy())  # a copy without the rest of a block that is not full
     if not blocks:
         raise ValueError("it has no samples")
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)  # [C, W]
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 
 
 def _check_complete(sound, count, head):
