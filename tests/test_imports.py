@@ -17,7 +17,8 @@ PACKAGE = ROOT / "vita_ref"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 READING = {  # the files that a learner reads: each imports files further up in this table only
-    "config": set(),
+    "fields": set(),
+    "config": {"fields"},
     "masks": set(),
     "cache": set(),
     "decoder": {"cache", "masks"},
@@ -58,6 +59,7 @@ USES = {  # the sub-packages that a reading file imports at its top
     "video": {"files"},
 }
 USES_WHEN_CALLED = {  # what is imported inside a function, so that a request that does not need it does not load it
+    "fields": {"files"},
     "loading": {"scale"},
     "model": {"loading", "voice"},
 }

@@ -1,13 +1,19 @@
 """A second opinion: small Qwen2 folders that ``transformers`` has written give its logits, tokens and losses here."""
 
+import copy
 import itertools
 import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from vita_ref import Vita
 from vita_ref.decoder import rope_angles
+from vita_ref.files.rope import read_rope
+from vita_ref.files.tokenizer import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -118,3 +124,119 @@ def test_a_config_without_optional_keys_has_their_defaults(tmp_path):
     with torch.no_grad():
         assert (ours(ids).logits - again(ids).logits).abs().max() < 1e-4
         assert (ours(ids).logits - theirs(ids).logits).abs().max() > 1e-3  # its rope_theta was another
+
+
+# ---- rotary positions
+
+
+def optional(**kinds):
+    """Dicts in which each key may be absent."""
+    return st.fixed_dictionaries({}, optional=kinds)
+
+
+YARN = optional(
+    beta_fast=st.sampled_from([8.0, 32, None]),
+    beta_slow=st.sampled_from([1.0, 2]),
+    attention_factor=st.sampled_from([0.9, 1.0, None]),
+    original_max_position_embeddings=st.sampled_from([50, 4096]),
+    truncate=st.booleans(),
+    mscale=st.sampled_from([1.0, 0.7]),
+    mscale_all_dim=st.sampled_from([1.0, 0.8]),
+    rope_theta=st.sampled_from([100.0, 1e6]),
+)
+YARN = st.builds(
+    lambda options, key, factor: options | {key: "yarn", "factor": factor},
+    YARN, st.sampled_from(["type", "rope_type"]), st.sampled_from([1.0, 2, 4.0, 7.5]),
+)  # fmt: skip
+ROPE = st.sampled_from([{}, {"type": "default"}, {"rope_theta": 300.0}, {"rope_type": "default", "rope_theta": 70.0}])
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    optional(
+        rope_theta=st.sampled_from([500.0, 1e6]),
+        rope_scaling=st.none() | ROPE | YARN,
+        rope_parameters=st.none() | ROPE | YARN,
+        max_position_embeddings=st.sampled_from([64, 32768]),
+        original_max_position_embeddings=st.just(77),
+    )
+)
+def test_every_spelling_of_rotary_positions_gives_their_rotations_bit_by_bit(raw):
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    size, positions = 16, torch.tensor([[0, 1, 2, 91, 4600, 131071]])
+    sizes = {"hidden_size": size, "num_attention_heads": 1, "head_dim": size}
+    config = transformers.Qwen2Config.from_dict(copy.deepcopy(raw) | sizes)
+    theirs = Qwen2RotaryEmbedding(config)(torch.zeros(1, 1), positions)
+    for ours, other in zip(rope_angles(positions, size, *read_rope(raw, "config.json")), theirs):
+        assert ours[:, 0].equal(other[..., : size // 2])
+
+
+def test_a_folder_with_yarn_gives_their_logits_beyond_the_original_length(tmp_path):
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    write_qwen2(tmp_path, False, "1GB")
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    raw.pop("rope_parameters", None)
+    path.write_text(json.dumps(raw | {"rope_theta": THETA, "rope_scaling": yarn, "max_position_embeddings": 32}))
+    ours, theirs = Vita.from_pretrained(tmp_path), transformers.Qwen2ForCausalLM.from_pretrained(tmp_path).eval()
+    assert ours.config.decoder.max_position_embeddings == 128
+    ids = torch.randint(97, (1, 120), generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("change", [0, 1])
+def test_a_tied_folder_with_a_stored_head_gives_their_logits(tmp_path, change):
+    write_qwen2(tmp_path, True, "1GB")
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors["model.embed_tokens.weight"] + change * torch.randn(97, 24, generator=torch.Generator().manual_seed(1))
+    save_file(tensors | {"lm_head.weight": head}, file, metadata={"format": "pt"})
+    ours, theirs = Vita.from_pretrained(tmp_path), transformers.Qwen2ForCausalLM.from_pretrained(tmp_path).eval()
+    assert ours.config.decoder.tie_word_embeddings == (change == 0)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-4
+
+
+# ---- tokenizers
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXTS = st.text(st.sampled_from("aceé\u0301\u0338\u212b猫ﬁ² 12\n'"), max_size=8)
+TEXTS = st.lists(TEXTS | st.sampled_from(SPECIAL), max_size=5).map("".join)
+
+
+def small_bpe():
+    """A byte-level BPE with the steps of Qwen2 and three special tokens."""
+    library = pytest.importorskip("tokenizers")
+    tok = library.Tokenizer(library.models.BPE())
+    tok.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tok.train_from_iterator(["a café, a 猫 and 12 cats", "cafe\u0301 12"] * 5, trainer)
+    tok.add_special_tokens(SPECIAL)
+    return json.loads(tok.to_str())
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([None, {"type": "NFC"}, {"type": "NFKC"}]),
+    st.sampled_from(["Qwen2Tokenizer", "Qwen2TokenizerFast", None]),
+    st.booleans(), st.booleans(), st.booleans(), st.lists(TEXTS, min_size=5, max_size=5),
+)  # fmt: skip
+def test_a_tokenizer_json_gives_their_ids(tmp_path_factory, normalizer, name, normalized, special, listed, texts):
+    folder, raw = tmp_path_factory.mktemp("tokenizer"), small_bpe() | {"normalizer": normalizer}
+    for token in raw["added_tokens"]:
+        token |= {"normalized": normalized, "special": special}
+    values = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | ({"tokenizer_class": name} if name else {})
+    if listed:
+        values["added_tokens_decoder"] = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in raw["added_tokens"]}
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    texts += ["cafe\u0301", "<|im_end|>\u0338x"] if name else []
+    for text in texts:
+        if name or not normalized:  # of other classes they change flags of special tokens, we do not
+            assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]

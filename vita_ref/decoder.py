@@ -10,6 +10,7 @@ B batch rows, S new, T all positions, D width, L layers, H query, G key/value he
 Test: ``pytest tests/test_decoder.py``
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -47,8 +48,8 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rope_angles(positions, head_dim, theta):
-    """Cosine and sine of the rotation at each position.
+def rope_angles(positions, head_dim, theta, yarn=None):
+    """Cosine and sine of the rotation at each position; with a `YarnConfig`, as long texts need them.
 
     Shapes: positions [B, S] long -> two of [B, 1, S, K/2] float32.
     Source: Su et al. 2021 (RoFormer), section 3.4.2: pair i turns by position * theta^(-2i/K).
@@ -56,8 +57,32 @@ def rope_angles(positions, head_dim, theta):
     Example: theta = 1e4, head_dim = 4, position 3: the two pairs turn by 3 and by 3 / 100 (in radians).
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)  # [K/2]
-    angles = positions[:, None, :, None].float() * (1.0 / theta ** (steps / head_dim))  # [B, 1, S, K/2]
-    return angles.cos(), angles.sin()
+    slowness = theta ** (steps / head_dim)  # [K/2], positions per radian
+    rates = 1.0 / slowness if yarn is None else yarn_rates(slowness, theta, yarn)  # [K/2]
+    angles = positions[:, None, :, None].float() * rates  # [B, 1, S, K/2]
+    scale = 1.0 if yarn is None else yarn.attention_scale
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def yarn_rates(slowness, theta, yarn):
+    """Radians per position of each pair. Fast pairs keep their rate, slow pairs turn ``factor`` times slower.
+
+    Pair i turns n times in a text of L positions if L = 2 pi n theta^(2i/K), so i = K ln(L / (2 pi n)) / (2 ln theta).
+    The pairs with beta_fast and beta_slow turns in the original length are the limits; between them i decides linearly.
+
+    Shapes: slowness [K/2], positions per radian -> [K/2].
+    Source: Peng et al. 2023 (YaRN), section 3.2 and 3.3; the authors' code is linear in i, too.
+    """
+    size, length = 2 * len(slowness), yarn.original_max_position_embeddings
+    turns = yarn.beta_fast, yarn.beta_slow
+    low, high = (size * math.log(length / (n * 2 * math.pi)) / (2 * math.log(theta)) for n in turns)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    high += 0.001 if high == low else 0
+    pairs = torch.arange(len(slowness), dtype=torch.float32, device=slowness.device)  # [K/2]
+    kept = 1 - ((pairs - low) / (high - low)).clamp(0, 1)  # [K/2], 1 for fast pairs and 0 for slow ones
+    return 1.0 / (yarn.factor * slowness) * (1 - kept) + 1.0 / slowness * kept
 
 
 def apply_rope(x, angles):
@@ -228,7 +253,8 @@ class Decoder(nn.Module):
         if position_ids is None:
             start = 0 if cache is None else cache.next_positions
             position_ids = count_positions(new, start, b, s, inputs_embeds.device)  # [B, S]
-        angles = rope_angles(position_ids.expand(b, s), self.config.head_dim, self.config.rope_theta)
+        c = self.config
+        angles = rope_angles(position_ids.expand(b, s), c.head_dim, c.rope_theta, c.rope_scaling)
 
         x, states, maps = inputs_embeds, [], []
         for layer in self.layers:

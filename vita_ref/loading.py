@@ -38,7 +38,7 @@ def demo_folder():
 
 def load_vita(
     cls, folder=None, dtype=None, device="cpu", quantize=None, *, kernels="auto", vision_dir=None, audio_dir=None,
-    speech_dir=None, split=False, pack=False, mmap=True, progress=None,
+    speech_dir=None, split=False, pack=False, mmap=True, progress=None, check_finite=False,
 ):  # fmt: skip
     """Builds ``cls`` (`Vita`) from a checkpoint folder; None is the demo.
 
@@ -53,6 +53,7 @@ def load_vita(
         pack: stores the decoder's matrices in the order in which oneDNN reads them (see `scale.products`).
         mmap: maps weights that need no conversion into memory; their file must not be overwritten meanwhile.
         progress: called with (tensors read, tensors in all).
+        check_finite: refuses weights that are NaN or infinite; each is read once more for it.
 
     Raises: ValueError with the names of missing or surplus files, tensors or settings.
     """
@@ -61,15 +62,16 @@ def load_vita(
     scale.check(kernels, quantize, pack)
     folder = demo_folder() if folder is None else Path(folder)
     config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), checkpoint.find_tensors(folder)
-    config = with_stored_vocabulary(config, files)
+    config = with_stored_vocabulary(checkpoint.stored_config(config, files), files)
     with torch.device("meta"):
         vita = cls(config, load_tokenizer(folder))
     options = {"dtype": getattr(torch, config.dtype) if dtype is None else dtype, "device": device, "progress": progress}
     options |= {"ignored": unread_prefixes(config), "mmap": mmap and torch.device(device).type == "cpu"}
+    options["check_finite"] = check_finite
     options |= scale.install(vita, kernels=kernels, quantize=quantize, split=split, pack=pack)
     checkpoint.load_weights(vita, PREFIXES, files, **options)
     if speech_dir := find_speech(folder, speech_dir):
-        vita.speech = Speech.from_pretrained(speech_dir, device=device)
+        vita.speech = Speech.from_pretrained(speech_dir, device=device, check_finite=check_finite)
         vita.config = replace(vita.config, speech=vita.speech.decoder.config)
     return vita.eval()
 
@@ -87,8 +89,9 @@ def with_stored_vocabulary(config, files):
 
 
 def unread_prefixes(config):
-    """Checkpoint prefixes of the parts that are stored but cannot be built, because their configs are missing."""
-    return [prefix for part in config.missing for prefix in PART_PREFIXES[part]]
+    """Checkpoint prefixes of the parts that cannot be built, because their configs are missing, and of a copied head."""
+    head = ["lm_head.weight"] if config.decoder.tie_word_embeddings else []  # equal to the embeddings (`stored_config`)
+    return [prefix for part in config.missing for prefix in PART_PREFIXES[part]] + head
 
 
 def find_speech(folder, given=None):

@@ -73,7 +73,7 @@ class Speech(nn.Module):
             )
 
     @staticmethod
-    def from_pretrained(folder, dtype=torch.float32, device="cpu"):
+    def from_pretrained(folder, dtype=torch.float32, device="cpu", check_finite=False):
         """Reads ``decoder/`` and ``codec/``, each with ``model.json`` and ``final.safetensors`` or ``final.pt``.
 
         Raises: ValueError if a file is missing, damaged, contains more than tensors, or does not match its model.json.
@@ -86,8 +86,8 @@ class Speech(nn.Module):
         # not used here: prefix layers are tuned keys and values, and the codec's encoder is for training
         decoder_tensors = _without(read_tensors(decoder_folder), "layers_prefix.")
         codec_tensors = _without(read_tensors(codec_folder), "encoder.")
-        fill_module(speech.decoder, decoder_tensors, decoder_folder, dtype, device)
-        fill_module(speech.codec, fold_weight_norm(codec_tensors), codec_folder, dtype, device)
+        fill_module(speech.decoder, decoder_tensors, decoder_folder, dtype, device, check_finite)
+        fill_module(speech.codec, fold_weight_norm(codec_tensors), codec_folder, dtype, device, check_finite)
         return speech.eval()
 
     @property

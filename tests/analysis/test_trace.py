@@ -143,7 +143,7 @@ def break_rope(vita, patch):
 
 def break_angles(vita, patch):
     angles = decoder.rope_angles
-    patch(decoder, "rope_angles", lambda positions, head_dim, theta: angles(positions, head_dim, 10))
+    patch(decoder, "rope_angles", lambda positions, head_dim, theta, yarn: angles(positions, head_dim, 10))
 
 
 def break_scale(vita, patch):

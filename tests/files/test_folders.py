@@ -79,9 +79,12 @@ def test_old_and_new_spellings_of_a_qwen2_config_mean_the_same(tmp_path, spellin
     ("setting", "name"),
     [
         ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling of type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_scaling"),
-        ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'full_attention' in rope_scaling"),
+        ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"rope_type": "yarn"}}, "missing fields: factor"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized with the method 'gptq'"),
+        ({"quantization_config": {"bits": 4}}, "--quantize int8"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )
@@ -104,9 +107,29 @@ def test_a_size_that_is_not_a_positive_integer_is_refused(tmp_path, key, value):
     refused(write_folder(tmp_path, QWEN2 | {key: value}), f"{key} must be an integer", f"got {value!r}", tmp_path)
 
 
-@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling", "rope_theta"])
-def test_a_value_of_the_wrong_type_is_refused_with_the_file(tmp_path, key):
-    refused(write_folder(tmp_path, QWEN2 | {key: [3]}), tmp_path / "config.json", "wrong type")
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("rope_parameters", [3], "an object, got [3]"),
+        ("rope_scaling", [3], "an object, got [3]"),
+        ("rope_theta", [3], "a number of at least"),
+        ("rms_norm_eps", None, "a number of at least 1e-12, got None"),
+        ("tie_word_embeddings", "false", "true or false, got 'false'"),
+        ("use_sliding_window", "false", "true or false, got 'false'"),
+        ("eos_token_id", "x", "an integer of at least 0"),
+        ("num_hidden_layers", 10**7, "an integer of at most 1000, got 10000000"),
+        ("hidden_size", 10**30, "an integer of at most 1048576"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_size_is_refused_with_its_key_and_file(tmp_path, key, value, expected):
+    refused(write_folder(tmp_path, QWEN2 | {key: value}), tmp_path / "config.json", key, expected)
+
+
+def test_quantized_weights_are_refused_in_every_kind_of_folder(tmp_path):
+    for kind in ("vita_ref", "qwen2", "vita-Qwen2"):
+        raw = QWEN2 | {"model_type": kind, "quantization_config": {"quant_method": "fp8"}}
+        refused(write_folder(tmp_path, raw), "'fp8'", tmp_path / "config.json")
+    assert read_config(write_folder(tmp_path, QWEN2 | {"quantization_config": None})).decoder
 
 
 def test_keys_that_a_qwen2_config_leaves_out_have_the_defaults_of_qwen2(tmp_path):

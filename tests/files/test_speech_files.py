@@ -1,6 +1,7 @@
 """Speech folders: the two configs, tensors by name from both kinds of file, and filling a module strictly."""
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -48,8 +49,9 @@ def test_the_speech_config_is_read_from_a_list_of_width_codes_and_options():
     [
         ({"transformer_attention_dim": 16}, "attention_dim (16) must be 32 and a multiple of 4 heads"),
         ({"transformer_attention_heads": 5}, "attention_dim (32) must be 32 and a multiple of 5 heads"),
-        ({"transformer_linear_units": 0}, "intermediate_size must be an integer of at least 1, got 0"),
-        ({"transformer_num_blocks": "4"}, "model.json"),
+        ({"transformer_linear_units": 0}, "transformer_linear_units must be an integer of at least 1, got 0"),
+        ({"transformer_num_blocks": "4"}, "transformer_num_blocks must be an integer of at least 1, got '4'"),
+        ({"transformer_num_blocks": 10**7}, "num_hidden_layers must be an integer of at most 1000, got 10000000"),
     ],
 )
 def test_a_speech_config_of_impossible_sizes_is_refused_with_its_file(tmp_path, change, reason):
@@ -78,7 +80,12 @@ def test_the_codec_config_is_read_and_its_lists_become_tuples():
     [
         ({"upsample_kernel_sizes": [3, 5, 11, 9]}, "kernel 11 must be its rate 8 plus an even number"),
         ({"upsample_rates": [3, 5]}, "needs one kernel for each rate, got 4 and 2"),
-        ({"global_tokens": 3}, "wrong type"),
+        ({"global_tokens": 3}, "global_tokens must be a list of at most 4096 values, got 3"),
+        ({"global_tokens": [4, 38, 55]}, "global_tokens must be 1, 2, 4, ... or 128 codes below n_codes (64)"),
+        ({"global_tokens": [4, 38]}, "2 global_tokens, but global_code_num is 8"),
+        ({"resblock_kernel_sizes": [3, 2]}, "resblock_kernel_sizes must be odd, got (3, 2)"),
+        ({"resblock_dilation_sizes": [[1], []]}, "a list for each of the 1 to 16 resblock_kernel_sizes"),
+        ({"upsample_rates": [1000] * 3, "upsample_kernel_sizes": [1000] * 3}, "whose product is at most 1048576"),
         ({"resblock": "2", "n_code_groups": 4}, "resblock '2', expected '1'; n_code_groups 4, expected 1"),
     ],
 )
@@ -138,6 +145,16 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     assert str(tmp_path / name) in refused(read_tensors, tmp_path)
 
 
+def test_dicts_nested_without_end_are_refused(tmp_path):
+    depth = 5000  # Python writes no such pickle, but reads it
+    pickle = b"\x80\x02" + b"}X\x01\x00\x00\x00a" * depth + b"N" + b"s" * depth + b"."
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pt")
+    with zipfile.ZipFile(tmp_path / "other.pt") as old, zipfile.ZipFile(tmp_path / "final.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, pickle if name.endswith("data.pkl") else old.read(name))
+    assert "nested too deeply" in refused(read_tensors, tmp_path)
+
+
 # ---- into a module
 
 
@@ -169,3 +186,18 @@ def test_a_module_is_not_filled_if_a_name_or_a_shape_differs(tmp_path, tensors, 
     message = refused(fill_module, module, tensors, tmp_path, torch.float32, "cpu")
     assert message == f"{tmp_path} does not match its model.json: {reason}"
     assert module.weight.is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float8_e4m3fn, torch.bool, torch.complex64])
+def test_a_module_is_not_filled_with_numbers_that_are_not_floating(tmp_path, dtype):
+    tensors = {"weight": torch.zeros(5, 3, dtype=dtype), "bias": torch.zeros(5)}
+    message = refused(fill_module, small(), tensors, tmp_path, torch.float32, "cpu")
+    assert message == f"{tmp_path} does not match its model.json: not floating: weight {dtype}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_when_asked(tmp_path, value):
+    tensors = {"weight": torch.ones(5, 3), "bias": torch.tensor([1.0, 2.0, value, 3.0, 4.0])}
+    fill_module(small(), tensors, tmp_path, torch.float32, "cpu")
+    message = refused(fill_module, small(), tensors, tmp_path, torch.float32, "cpu", True)
+    assert message == f"{tmp_path}: 'bias' has values that are NaN or infinite: the file is damaged"

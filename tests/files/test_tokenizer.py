@@ -9,11 +9,13 @@ import unicodedata
 
 import pytest
 import torch
+from hostile import as_json, refusal, variants
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vita_ref.files.backends import QWEN2_SPLIT
 from vita_ref.files.tokenizer import StreamDecoder, load_tokenizer
+from vita_ref.files.values import LIMITS
 
 tokenizers = pytest.importorskip("tokenizers")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -403,7 +405,7 @@ def test_added_tokens_json_and_special_tokens_map_json_are_read_too(folders, tmp
 @pytest.mark.parametrize("kind", ["single", "qwen2", "sentencepiece"])
 def test_ids_that_contradict_each_other_are_refused(folders, tmp_path, kind):
     entries = {"5": {"content": "<|new|>", "special": True}}
-    with pytest.raises(ValueError, match=r"<\|new\|> has the id .* says 5|the id 5 is .* gives it to <\|new\|>"):
+    with pytest.raises(ValueError, match=r"<\|new\|>' has the id .* says 5|the id 5 is .* gives it to '<\|new\|>"):
         load_tokenizer(copy(folders[kind], tmp_path, {"added_tokens_decoder": entries}))
 
 
@@ -494,3 +496,141 @@ def test_a_decoder_that_cannot_be_streamed_is_refused(tmp_path):
 def test_half_a_surrogate_pair_is_refused(loaded, kind):
     with pytest.raises(ValueError, match="not valid Unicode at character 2"):
         loaded[kind].encode("ab\ud83d")
+
+
+# ---- hostile files
+
+SETTINGS = qwen2_settings(
+    tokenizer_class="Qwen2Tokenizer",
+    add_bos_token=False,
+    additional_special_tokens=["<|a|>", {"content": "<|b|>"}],
+    chat_template=[{"name": "default", "template": QWEN2}],
+    added_tokens_decoder={"400": {"content": "<|endoftext|>", "special": True, "normalized": False}},
+)
+HOSTILE = "a cat 猫 e\u0301<|im_end|>\u0338"
+some = settings(max_examples=50, deadline=None, derandomize=True)
+
+
+def used(folder):
+    """Loads a tokenizer and uses it; None if there is none."""
+    tokenizer = load_tokenizer(folder)
+    return tokenizer and tokenizer.decode(tokenizer(HOSTILE).input_ids)
+
+
+@some
+@given(variants(SETTINGS))
+@example(SETTINGS | {"bos_token": 5})
+@example(SETTINGS | {"chat_template": [1]})
+@example(SETTINGS | {"add_bos_token": "false"})
+@example(SETTINGS | {"additional_special_tokens": "<|a|>"})
+@example(SETTINGS | {"added_tokens_decoder": [1]})
+def test_settings_are_read_or_refused(folders, tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("settings")
+    (folder / "tokenizer.json").write_bytes((folders["single"] / "tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(as_json(content))
+    refusal(used, folder)
+
+
+def test_the_settings_that_are_changed_above_are_read(folders, tmp_path):
+    assert load_tokenizer(copy(folders["single"], tmp_path, SETTINGS)).system_prompt == "You are a helpful assistant."
+
+
+@some
+@given(st.sampled_from(["single", "metaspace", "words"]), st.data())
+def test_a_tokenizer_json_is_read_or_refused(folders, tmp_path_factory, kind, data):
+    raw = json.loads((folders[kind] / "tokenizer.json").read_text())
+    raw["model"]["vocab"] = dict([*raw["model"]["vocab"].items()][:300])  # fewer places to draw from
+    raw["model"]["merges"] = []
+    if kind == "words":
+        del raw["model"]["merges"]
+    folder = tmp_path_factory.mktemp("json")
+    (folder / "tokenizer.json").write_text(as_json(data.draw(variants(raw))))
+    refusal(used, folder)
+
+
+@some
+@given(st.data())
+def test_a_sentencepiece_model_is_read_or_refused(folders, tmp_path_factory, data):
+    content = bytearray((folders["sentencepiece"] / "tokenizer.model").read_bytes())
+    for _ in range(data.draw(st.integers(0, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "tokenizer.model").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    refusal(used, folder)
+
+
+def test_an_empty_sentencepiece_model_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"tokenizer\.model is not a SentencePiece model: it is empty"):
+        load_tokenizer(tmp_path)
+
+
+def test_words_that_a_vocabulary_without_unk_does_not_have_are_refused(tmp_path):
+    raw = json.loads(build_words().to_str())
+    raw["model"]["unk_token"] = "[NONE]"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a cat") == [1, 2]
+    with pytest.raises(ValueError, match="cannot encode 'a dog'; a vocabulary of words needs an unk_token"):
+        tokenizer.encode("a dog")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"bos_token": 5}, "a special token must be a text or an object with a text as content, got 5"),
+        ({"chat_template": [1]}, "a chat_template that is a list must have objects with name and template"),
+        ({"chat_template": 5}, "chat_template must be a text, got 5"),
+        ({"add_bos_token": "false"}, "add_bos_token must be true or false, got 'false'"),
+        ({"added_tokens_decoder": {"x": {"content": "a"}}}, "the id of 'a' must be a number, got 'x'"),
+        ({"added_tokens_decoder": {"5": {"content": "a", "special": "no"}}}, "special of 'a' must be true or false"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_refused_by_name(folders, tmp_path, settings, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        load_tokenizer(copy(folders["single"], tmp_path, settings))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"])
+def test_a_file_above_its_limit_is_refused(folders, tmp_path, monkeypatch, name):
+    kind = {"tokenizer.model": "sentencepiece", "vocab.json": "qwen2"}.get(name, "single")
+    copy(folders[kind], tmp_path, {"a": "x" * 200})
+    monkeypatch.setitem(LIMITS, "index" if name == "tokenizer_config.json" else "vocabulary", 100)
+    with pytest.raises(ValueError, match=re.escape(name) + " is larger than 100 bytes"):
+        load_tokenizer(tmp_path)
+
+
+# ---- Qwen2Tokenizer
+
+
+def of_class(folders, tmp_path, name, **changes):
+    """The single-file tokenizer with changes of its JSON, and a tokenizer_class."""
+    raw = json.loads((folders["single"] / "tokenizer.json").read_text()) | changes
+    for token in raw["added_tokens"]:
+        token["normalized"] = True  # as some conversions write it
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    write_settings(tmp_path, qwen2_settings(**({"tokenizer_class": name} if name else {})))
+    return load_tokenizer(tmp_path)
+
+
+@few
+@given(texts)
+@example("cafe\u0301")
+@example("<|im_end|>\u0338")
+@example("e\u0301<|im_start|>e\u0301")
+def test_a_qwen2_tokenizer_without_a_normalizer_composes_characters(folders, loaded, tmp_path_factory, text):
+    made = of_class(folders, tmp_path_factory.mktemp("qwen2"), "Qwen2Tokenizer", normalizer=None, pre_tokenizer=None)
+    assert made.encode(text) == loaded["single"].encode(text)
+
+
+@pytest.mark.parametrize("name", ["Qwen2Tokenizer", "Qwen2TokenizerFast"])
+def test_special_tokens_of_qwen2_are_found_before_the_text_is_composed(folders, tmp_path, name):
+    made = of_class(folders, tmp_path, name, normalizer=None)
+    stop = made.id_of("<|im_end|>")
+    assert made.encode("<|im_end|>\u0338") == [stop, *made.encode("\u0338")]
+    assert made.encode("cafe\u0301") == made.encode("café")
+
+
+def test_a_tokenizer_of_another_class_keeps_its_own_steps(folders, tmp_path):
+    made = of_class(folders, tmp_path, None, normalizer=None)
+    assert made.encode("cafe\u0301") != made.encode("café")

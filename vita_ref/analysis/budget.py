@@ -48,7 +48,7 @@ def meta_model(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
         disk = {"bytes": size, "dtypes": file_dtypes(files), "absent": None}
     except ValueError as error:
         disk = {"bytes": 0, "dtypes": [], "absent": str(error)}
-    config = with_stored_vocabulary(config, files)
+    config = with_stored_vocabulary(checkpoint.stored_config(config, files), files)
     tokenizer = load_tokenizer(folder)
     with torch.device("meta"):
         vita = Vita(config, tokenizer)

@@ -15,8 +15,14 @@ A backend has
 Test: ``pytest tests/files/test_tokenizer.py``
 """
 
+import contextlib
+import json
 import math
+import os
 import re
+
+from .messages import shown
+from .values import read_bytes, read_text
 
 # Qwen2 splits text before BPE: English contractions, words with at most one sign in front, single digits, runs of
 # signs, white space.
@@ -40,7 +46,7 @@ class BpeBackend:
         tok.no_padding()
         _add_tokens(tok, added, path)
         known = tok.get_added_tokens_decoder()
-        self._tok = tok
+        self._tok, self._path = tok, path
         self._added = {i: token.content.encode() for i, token in known.items()}
         self.special_ids = {i for i, token in known.items() if token.special}
         self.special_ids |= {tok.token_to_id(name) for name, flags in added.items() if flags["special"]}
@@ -50,14 +56,17 @@ class BpeBackend:
         self._bytes_of, self.leading_spaces = _alphabet(tok, path)
 
     @classmethod
-    def from_json(cls, path, added):
-        """Reads a ``tokenizer.json``. Raises: ValueError if it is damaged or cannot be streamed."""
-        library = _import_tokenizers(path)
-        try:
-            tok = library.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no narrower class
-            raise ValueError(f"{path} is not a tokenizer file: {_one_line(error)}") from error
-        return cls(tok, added, path)
+    def from_json(cls, path, added, qwen2=False):
+        """Reads a ``tokenizer.json``. With ``qwen2``, its steps before BPE are those of Qwen2, whatever it says.
+
+        Raises: ValueError if it is damaged or cannot be streamed.
+        """
+        library, content = _import_tokenizers(path), read_text(path, "vocabulary")
+        with _library_errors(f"{path} is not a tokenizer file"):
+            tok = library.Tokenizer.from_str(content)
+            if qwen2 and isinstance(tok.model, library.models.BPE):
+                tok = _as_qwen2(tok, content, added, library)
+            return cls(tok, added, path)
 
     @classmethod
     def from_vocab(cls, vocab_path, merges_path, added):
@@ -65,7 +74,8 @@ class BpeBackend:
         return cls(_open_qwen2(vocab_path, merges_path, added), added, vocab_path)
 
     def encode(self, text):
-        return self._tok.encode(text, add_special_tokens=False).ids
+        with _library_errors(f"{self._path} cannot encode {shown(text)}; a vocabulary of words needs an unk_token"):
+            return self._tok.encode(text, add_special_tokens=False).ids
 
     def id_of(self, token):
         return self._tok.token_to_id(token)
@@ -179,36 +189,60 @@ def _add_tokens(tok, added, path):
     from tokenizers import AddedToken
 
     known = {token.content for token in tok.get_added_tokens_decoder().values()}
+    new = {name: {k: v for k, v in flags.items() if k != "id"} for name, flags in added.items() if name not in known}
+    tok.add_tokens([AddedToken(name, **flags) for name, flags in new.items()])
     for name, flags in added.items():
-        if name not in known:
-            tok.add_tokens([AddedToken(name, **{k: v for k, v in flags.items() if k != "id"})])
         _check_id(path, name, tok.token_to_id(name), flags)
 
 
 def _check_id(path, name, token_id, flags):
     if flags["id"] not in (None, token_id):
-        raise ValueError(f"{path}: {name} has the id {token_id}, but tokenizer_config.json says {flags['id']}")
+        raise ValueError(f"{path}: {shown(name)} has the id {token_id}, but tokenizer_config.json says {flags['id']}")
 
 
 def _open_qwen2(vocab_path, merges_path, added):
     """Qwen2's tokenizer from its two files: NFC, split, then BPE on bytes."""
     library = _import_tokenizers(vocab_path)
-    if not merges_path.is_file():
+    if not os.path.isfile(merges_path):
         raise ValueError(f"{vocab_path} needs merges.txt next to it")
     ids = {name: flags["id"] for name, flags in added.items() if flags["id"] is not None}
     paths, bpe = (str(vocab_path), str(merges_path)), library.models.BPE
-    try:
+    for path in paths:
+        read_bytes(path, "vocabulary")
+    with _library_errors(f"{vocab_path} and merges.txt are not a BPE vocabulary"):
         tok = library.Tokenizer(bpe.from_file(*paths))
-    except Exception as error:  # the library raises no narrower class
-        raise ValueError(f"{vocab_path} and merges.txt are not a BPE vocabulary: {_one_line(error)}") from error
     for name, i in ids.items():
         if (owner := tok.id_to_token(i)) not in (None, name):
-            raise ValueError(f"{vocab_path}: the id {i} is {owner!r}, but tokenizer_config.json gives it to {name}")
+            raise ValueError(f"{vocab_path}: the id {i} is {shown(owner)}, but tokenizer_config.json gives it to {shown(name)}")
     new_ids = sorted(i for name, i in ids.items() if tok.token_to_id(name) != i)
     size = tok.get_vocab_size()
     if new_ids != [*range(size, size + len(new_ids))]:  # ids with gaps, which the library would renumber
         vocab, merges = bpe.read_file(*paths)
         tok = library.Tokenizer(bpe(vocab=ids | vocab, merges=merges))
+    return _set_qwen2_steps(tok, library)
+
+
+def _as_qwen2(tok, content, added, library):
+    """A tokenizer.json of the class Qwen2Tokenizer, as `transformers` reads it.
+
+    Conversion from GGUF leaves out the normalizer. Special tokens are found before the text is normalised: otherwise
+    ``<|im_end|>`` and a combining U+0338 would become other characters. Flags in tokenizer_config.json have priority.
+    """
+    normalized = {token.content: token.normalized for token in tok.get_added_tokens_decoder().values()}
+    special = {token.content: token.special for token in tok.get_added_tokens_decoder().values()}
+    special |= {name: flags["special"] for name, flags in added.items()}
+    wanted = normalized | {name: flags["normalized"] for name, flags in added.items() if name in normalized}
+    wanted = {name: value and not special[name] for name, value in wanted.items()}
+    if wanted != normalized:
+        raw = json.loads(content)
+        for token in raw["added_tokens"]:
+            token["normalized"] = wanted[token["content"]]
+        tok = library.Tokenizer.from_str(json.dumps(raw))
+    return _set_qwen2_steps(tok, library)
+
+
+def _set_qwen2_steps(tok, library):
+    """Gives a BPE tokenizer the steps of Qwen2: NFC, split, and the bytes of the result."""
     tok.normalizer = library.normalizers.NFC()
     tok.pre_tokenizer = library.pre_tokenizers.Sequence(
         [
@@ -225,10 +259,11 @@ def _open_sentencepiece(path):
         import sentencepiece
     except ImportError:
         raise ValueError(f"reading {path} needs sentencepiece: pip install sentencepiece") from None
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    except RuntimeError as error:
-        raise ValueError(f"{path} is not a SentencePiece model: {_one_line(error)}") from None
+    content = read_bytes(path, "vocabulary")
+    if not content:
+        raise ValueError(f"{path} is not a SentencePiece model: it is empty")
+    with _library_errors(f"{path} is not a SentencePiece model"):
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
 
 
 def _import_tokenizers(path):
@@ -239,5 +274,15 @@ def _import_tokenizers(path):
     return tokenizers
 
 
-def _one_line(error):
-    return " ".join(str(error).split())
+@contextlib.contextmanager
+def _library_errors(what):
+    """Inside its ``with`` block, whatever a library raises is a ValueError that begins with ``what``.
+
+    `tokenizers` raises plain Exceptions, and its panics are not even those.
+    """
+    try:
+        yield
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001
+        raise ValueError(f"{what}: {' '.join(str(error).split())[:200]}") from None

@@ -1,9 +1,10 @@
 """Safetensors files -> the parameters of a module that was built on the meta device. Strict, and without a second copy.
 
     find_tensors   folder -> which file holds each tensor
-    check_fits     headers of the files against the module: names and shapes, all faults in one error, no weight is read
+    stored_config  the config against the headers, before anything is built from it
+    check_fits     headers against the module: names, shapes and dtypes, all faults in one error, no weight is read
     read_tensors   one file -> its tensors, one by one
-    load_weights   the three in this order; each tensor gets its dtype and device and becomes a parameter
+    load_weights   the last two in this order; each tensor gets its dtype and device and becomes a parameter
 
 A table of prefixes maps names: ``{"decoder.": "model."}`` says that ``decoder.norm.weight`` of the module is
 ``model.norm.weight`` in the checkpoint. Files are memory-mapped. With ``mmap=True`` tensors that keep their dtype stay
@@ -13,18 +14,29 @@ count as memory of the process until then.
 Test: ``pytest tests/files/test_checkpoint.py``
 """
 
-import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from .messages import escaped, one_line_errors, shown
+from .values import read_json
 
 _INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names listed for each kind of fault
 _MAPPED = 2**26  # bytes copied through one map
 _PAGE = 4096  # bytes: reading one byte of a page loads the whole page
+_BLOCK = 2**24  # numbers that are compared or checked at once
+_FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes in a header that weights may have
+_COUNTERS = ("I64", "I32")  # and those that the counter of a batch norm may have
+_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_NOT_WEIGHTS = "rotary_emb.inv_freq"  # a table that old checkpoints store; it follows from the config
 
 
+@one_line_errors
 def find_tensors(folder):
     """The file that holds each tensor of a folder: name -> path.
 
@@ -35,30 +47,29 @@ def find_tensors(folder):
     """
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / _INDEX
-    if single.is_file():  # an index next to it is left from an older save
+    if os.path.isfile(single):  # an index next to it is left from an older save
         return dict.fromkeys(read_shapes(single), single)
-    if not index.is_file():
+    if not os.path.isfile(index):
         raise ValueError(f"{folder} has no model.safetensors and no {_INDEX}")
     files = {name: folder / file for name, file in _read_index(index).items()}
-    missing = sorted({file.name for file in files.values() if not file.is_file()})
+    missing = sorted({file.name for file in files.values() if not os.path.isfile(file)})
     if missing:
-        raise ValueError(f"{folder} has no {', '.join(missing[:_SHOWN])}, which its {_INDEX} lists")
+        raise ValueError(f"{folder} has no {shortened(missing)}, which its {_INDEX} lists")
     for file in sorted(set(files.values())):
         inside = read_shapes(file)
         wrong = sorted(n for n, f in files.items() if f == file and n not in inside)
         if wrong:
-            raise ValueError(f"{file} does not hold {', '.join(wrong[:_SHOWN])}, although {_INDEX} says so")
+            raise ValueError(f"{file} does not hold {shortened(wrong)}, although {_INDEX} says so")
         files |= {name: file for name in inside if name not in files}
     return files
 
 
 def _read_index(path):
     """Tensor name -> file name, from the index of a sharded checkpoint."""
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        return {name: str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not an index of shards: {error!r}") from None
+    weight_map = read_json(path, limit="index").get("weight_map")
+    if type(weight_map) is not dict or not all(type(file) is str for file in weight_map.values()):
+        raise ValueError(f"{path} is not an index of shards: its weight_map must give a file name for each tensor")
+    return weight_map
 
 
 def read_shapes(file):
@@ -66,10 +77,16 @@ def read_shapes(file):
 
     Raises: ValueError if the file is damaged.
     """
+    return {name: shape for name, (shape, _) in _read_header(file).items()}
+
+
+def _read_header(file):
+    """Shape and dtype of every tensor of one file: name -> (tuple, the header's name of the dtype)."""
     try:
         with safe_open(file, framework="pt") as opened:
             names = opened.keys()
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            slices = {name: opened.get_slice(name) for name in names}
+            return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a safetensors file, or it is damaged: {error}") from None
 
@@ -87,8 +104,40 @@ def module_names(module, table):
     return names
 
 
+@one_line_errors
+def stored_config(config, files):
+    """A `VitaConfig` compared with the headers of its files, before anything of its size is built.
+
+    A stored head that differs from the embeddings is used although the config says that both are one tensor, as in
+    `transformers`. ``files`` is the result of `find_tensors`, or empty.
+
+    Raises: ValueError if the config has more layers than the files have tensors.
+    """
+    for name, part in (("decoder", config.decoder), ("vision tower", config.vision), ("audio encoder", config.audio)):
+        if files and part is not None and part.num_hidden_layers > len(files):
+            raise ValueError(
+                f"num_hidden_layers of the {name} is {part.num_hidden_layers} in config.json, but the weight files have "
+                f"only {len(files)} tensors: take config.json and weights of the same checkpoint"
+            )
+    if not config.decoder.tie_word_embeddings or not {_EMBEDDINGS, _HEAD} <= files.keys():
+        return config
+    with safe_open(files[_EMBEDDINGS], framework="pt") as one, safe_open(files[_HEAD], framework="pt") as other:
+        tied = _equal(one.get_slice(_EMBEDDINGS), other.get_slice(_HEAD))
+    return replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
+
+
+def _equal(one, other):
+    """Whether two stored tensors have the same shape and values; they are read in blocks of rows."""
+    shape = one.get_shape()
+    if shape != other.get_shape() or len(shape) != 2:
+        return False
+    rows = max(1, _BLOCK // max(1, shape[1]))
+    return all(one[i : i + rows].equal(other[i : i + rows]) for i in range(0, shape[0], rows))
+
+
+@one_line_errors
 def check_fits(module, table, files, ignored=()):
-    """Checks a checkpoint against a module: no tensor is missing or surplus, and each has the right shape.
+    """Checks a checkpoint against a module: no tensor is missing or surplus, and each has the right shape and dtype.
 
     ``files`` is the result of `find_tensors`. Names that begin with a prefix in ``ignored`` may be surplus.
     Returns the result of `module_names`.
@@ -97,29 +146,43 @@ def check_fits(module, table, files, ignored=()):
     """
     names, state = module_names(module, table), module.state_dict()
     expected = {name: list(state[own].shape) for name, own in names.items()}
-    stored = {}
+    stored, dtypes = {}, {}
     for file in sorted(set(files.values())):
-        stored |= {n: list(shape) for n, shape in read_shapes(file).items() if files.get(n) == file}
+        header = {n: entry for n, entry in _read_header(file).items() if files.get(n) == file}
+        stored |= {n: list(shape) for n, (shape, _) in header.items()}
+        dtypes |= {n: dtype for n, (_, dtype) in header.items()}
     shards = sorted({f.name for f in files.values()})
     places = f"{shards[0]} to {shards[-1]}" if len(shards) > 1 else "".join(shards)
-    surplus = [n for n in files if n not in names and not n.startswith(tuple(ignored))]
+    unread = {n for n in files if n.startswith(tuple(ignored)) or n.endswith(_NOT_WEIGHTS)}
+    surplus = [n for n in files if n not in names and n not in unread]
     misshapen = [n for n in names if n in files and stored[n] != expected[n]]
+    kinds = {n: _COUNTERS if state[own].dtype == torch.long else _FLOATS for n, own in names.items()}
+    other = [n for n in names if n in files and dtypes[n] not in kinds[n]]
     faults = {
         "missing": [f"{n} {expected[n]} (expected in {places})" for n in names if n not in files],
         "surplus": [f"{n} {stored[n]} (in {files[n].name})" for n in surplus],
         "misshapen": [f"{n} {stored[n]}, expected {expected[n]} (in {files[n].name})" for n in misshapen],
+        "dtype not read here": [f"{n} {dtypes[n]}, expected {kinds[n][-1]} (in {files[n].name})" for n in other],
     }
-    listed = [f"{kind}: {_shortened(entries)}" for kind, entries in faults.items() if entries]
+    listed = [f"{kind}: {shortened(entries)}" for kind, entries in faults.items() if entries]
     if listed:
         folder = next(iter(files.values())).parent if files else "the checkpoint"
         raise ValueError(f"{folder} does not match its config: {'. '.join(listed)}")
     return names
 
 
-def _shortened(items):
-    """The first items, and the number of the others."""
+def shortened(items):
+    """The first items, each cut at 200 characters, and the number of the others."""
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "; ".join(items[:_SHOWN]) + more
+    return "; ".join(escaped(item if len(item) <= 200 else item[:200] + "...") for item in items[:_SHOWN]) + more
+
+
+def check_finite_values(name, tensor, file):
+    """Raises: ValueError with the name of a floating tensor that has a value that is NaN or infinite."""
+    if tensor.is_floating_point():
+        for block in tensor.flatten().split(_BLOCK):
+            if not block.isfinite().all():
+                raise ValueError(f"{file}: {shown(name)} has values that are NaN or infinite: the file is damaged")
 
 
 def set_param(owner, leaf, tensor):
@@ -129,8 +192,10 @@ def set_param(owner, leaf, tensor):
     setattr(owner, leaf, tensor)
 
 
+@one_line_errors
 def load_weights(
     module, table, files, *, dtype=None, device="cpu", ignored=(), assign=set_param, part=None, mmap=False, progress=None,
+    check_finite=False,
 ):  # fmt: skip
     """Fills a module that was built on the meta device from the files of `find_tensors`.
 
@@ -143,6 +208,7 @@ def load_weights(
         mmap: leaves tensors that keep their dtype in the memory-mapped file. Loading is nearly instant and the OS may
             evict pages; the file must not be written to while the module is in use.
         progress: called as ``progress(done, total)`` after each tensor.
+        check_finite: refuses weights that are NaN or infinite. It reads every weight once more.
 
     Raises: ValueError as `check_fits`, before any weight is read.
     """
@@ -155,6 +221,8 @@ def load_weights(
     done = 0
     for file in sorted({files[name] for name in wanted}):
         for name, stored in read_tensors(file, [n for n in wanted if files[n] == file], stays_mapped):
+            if check_finite:
+                check_finite_values(name, stored, file)
             mapped = stays_mapped(stored)
             if mapped:  # load every page now, so that the first answer does not wait for the disk
                 stored.flatten()[:: _PAGE // stored.itemsize].sum()

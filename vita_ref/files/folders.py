@@ -11,14 +11,30 @@ Test: ``pytest tests/files/test_folders.py``
 """
 
 import json
-from dataclasses import MISSING, asdict, fields, replace
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 from ..config import AudioConfig, DecoderConfig, VisionConfig, VitaConfig
+from .messages import one_line_errors, shown
+from .rope import read_rope
+from .values import (
+    build,
+    first,
+    flag,
+    read_json,
+    read_yaml,
+    require,
+    section,
+    sizes,
+    text,
+)
 
 KINDS = ("vita_ref", "qwen2", "vita-Qwen2")
+_PIXELS = ("image_mean", "image_std")  # what is read of preprocessor_config.json
 
 
+@one_line_errors
 def read_config(folder, *, vision_dir=None, audio_dir=None):
     """Reads ``config.json`` of any of the three kinds of folder, and the files that it refers to, into a `VitaConfig`.
 
@@ -32,79 +48,36 @@ def read_config(folder, *, vision_dir=None, audio_dir=None):
     raw = read_json(path)
     kind = raw.get("model_type")
     if kind not in KINDS:
-        raise ValueError(f"{path}: model_type is {kind!r}, expected one of {', '.join(KINDS)}")
-    try:
-        if kind == "vita_ref":
-            return _own_config(raw, path)
-        if kind == "qwen2":
-            return _qwen2_config(raw, path)
-        return _vita_config(raw, path, vision_dir, audio_dir)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path}, or a file that it refers to, has a value of the wrong type: {error}") from None
+        raise ValueError(f"{path}: model_type is {shown(kind)}, expected one of {', '.join(KINDS)}")
+    _check_unquantized(raw, path)
+    if kind == "vita_ref":
+        return _own_config(raw, path)
+    if kind == "qwen2":
+        return _qwen2_config(raw, path)
+    return _vita_config(raw, path, vision_dir, audio_dir)
 
 
 def config_json(config):
-    """The text of ``config.json`` for a `VitaConfig`, as `read_config` reads it. Parts that are None are left out."""
-    values = {k: v for k, v in asdict(config).items() if v is not None and k not in ("missing", "speech")}
-    return json.dumps({"model_type": "vita_ref"} | values, indent=1) + "\n"
+    """The text of ``config.json`` for a `VitaConfig`, as `read_config` reads it. What is None is left out."""
+    values = {k: v for k, v in asdict(config).items() if k not in ("missing", "speech")}
+    return json.dumps({"model_type": "vita_ref"} | _without_none(values), indent=1) + "\n"
 
 
-def read_json(path):
-    """The object in a JSON file.
-
-    Raises: ValueError if the file is missing, is not valid JSON, or is no object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path.parent} is not a checkpoint folder: it has no {path.name}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if type(value) is not dict:
-        raise ValueError(f"{path} is a JSON {type(value).__name__}, expected an object")
-    return value
+def _without_none(values):
+    """A dict of dicts without the keys whose value is None."""
+    kept = {k: v for k, v in values.items() if v is not None}
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
-def require(raw, path, *keys):
-    """The values of keys that are required.
-
-    Raises: ValueError with the names of all keys that are missing.
-    """
-    missing = [k for k in keys if k not in raw]
-    if missing:
-        raise ValueError(f"{path} has no {', '.join(missing)}")
-    return [raw[k] for k in keys]
-
-
-def build(cls, values, path):
-    """A config dataclass from a dict of its fields; lists become tuples.
-
-    Raises: ValueError that names the file, for a field that is unknown, missing or out of range.
-    """
-    if type(values) is not dict:
-        raise ValueError(f"{path}: {cls.__name__} must be a JSON object, got {values!r}")
-    unknown = sorted(values.keys() - {f.name for f in fields(cls)})
-    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-    missing = [name for name in needed if name not in values]
-    if unknown or missing:
-        raise ValueError(f"{path}: {cls.__name__} has {_listed('unknown', unknown)}{_listed('missing', missing)}")
-    try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _listed(what, names):
-    return f"{what} fields: {', '.join(names)}. " if names else ""
-
-
-def _sizes(raw, path, *keys):
-    """Like `require`, for integers of at least 1."""
-    for key, value in zip(keys, require(raw, path, *keys)):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {key} must be an integer of at least 1, got {value!r}")
-    return [raw[key] for key in keys]
+def _check_unquantized(raw, path):
+    """Raises: ValueError with the method, if a config is that of quantised weights."""
+    options = raw.get("quantization_config")
+    if options:
+        method = options.get("quant_method") if isinstance(options, dict) else options
+        raise ValueError(
+            f"{path}: the weights are quantized with the method {shown(method)}, which is not read here: take the "
+            "checkpoint in bfloat16, float16 or float32 (--quantize int8 quantizes it while it loads)"
+        )
 
 
 def _check_supported(path, supported):
@@ -119,7 +92,9 @@ def _check_supported(path, supported):
 
 def _own_config(raw, path):
     parts = {"decoder": DecoderConfig, "vision": VisionConfig, "audio": AudioConfig}
-    built = {k: build(cls, raw[k], path) for k, cls in parts.items() if raw.get(k) is not None}
+    built = {k: build(cls, raw[k], f"{path}, {k}") for k, cls in parts.items() if raw.get(k) is not None}
+    for key in {"speech", "missing"} & raw.keys():
+        raise ValueError(f"{path}: VitaConfig has unknown fields: {key}")
     rest = {k: v for k, v in raw.items() if k not in parts and k != "model_type"}
     return build(VitaConfig, rest | built, path)
 
@@ -129,39 +104,41 @@ def _own_config(raw, path):
 
 def _qwen2_config(raw, path):
     """A config without vision and audio. Defaults are those of Hugging Face's Qwen2Config."""
-    vocab, width, mlp, layers, heads = _sizes(
+    vocab, width, mlp, layers, heads = sizes(
         raw, path, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
     )
-    rope = raw.get("rope_parameters") or {}  # the newer spelling
-    scalings = {r.get("rope_type", r.get("type", "default")) for r in (rope, raw.get("rope_scaling") or {})}
     supported = {
         "hidden_act": raw.get("hidden_act", "silu") == "silu",
-        "rope_scaling": scalings == {"default"},
-        "use_sliding_window": not raw.get("use_sliding_window"),
+        "use_sliding_window": not flag(raw, path, "use_sliding_window"),
     }
     _check_supported(path, supported)
+    theta, yarn = read_rope(raw, path)
+    length = raw.get("max_position_embeddings", 32768)
+    if yarn and type(length) is int:  # Qwen2.5's cards add YaRN and leave this number as it was
+        length = max(length, int(yarn.factor * yarn.original_max_position_embeddings))
     decoder = {
         "vocab_size": vocab,
         "hidden_size": width,
         "intermediate_size": mlp,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": raw.get("num_key_value_heads") or heads,
-        "head_dim": raw.get("head_dim") or width // heads,
+        "num_key_value_heads": first(raw, "num_key_value_heads", default=heads),
+        "head_dim": first(raw, "head_dim", default=width // heads),
         "rms_norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "rope_theta": float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        "max_position_embeddings": raw.get("max_position_embeddings", 32768),
+        "rope_theta": theta,
+        "rope_scaling": yarn,
+        "max_position_embeddings": length,
         "tie_word_embeddings": raw.get("tie_word_embeddings", False),
     }
     generation = path.parent / "generation_config.json"
-    defaults = read_json(generation) if generation.is_file() else {}
+    defaults = read_json(generation) if os.path.isfile(generation) else {}
     eos = defaults.get("eos_token_id", raw.get("eos_token_id"))
     values = {
         "decoder": build(DecoderConfig, decoder, path),
         "bos_token_id": raw.get("bos_token_id"),
-        "eos_token_ids": () if eos is None else eos if isinstance(eos, list) else (eos,),
+        "eos_token_ids": [] if eos is None else eos if isinstance(eos, list) else [eos],
         "pad_token_id": defaults.get("pad_token_id", raw.get("pad_token_id")),
-        "dtype": raw.get("dtype") or raw.get("torch_dtype") or "float32",
+        "dtype": first(raw, "dtype", "torch_dtype", default="float32"),
     }
     return build(VitaConfig, values, path)
 
@@ -170,25 +147,26 @@ def _qwen2_config(raw, path):
 
 
 def _vita_config(raw, path, vision_dir, audio_dir):
-    if raw.get("mm_projector_type", "mlp2x_gelu") != "mlp2x_gelu" or raw.get("use_s2"):
+    if raw.get("mm_projector_type", "mlp2x_gelu") != "mlp2x_gelu" or flag(raw, path, "use_s2"):
         raise ValueError(f"{path}: only the projector mlp2x_gelu without S2 is supported")
     config, missing = _qwen2_config(raw, path), {}
     vision = audio = None
-    if folder := _part_folder("vision", raw.get("mm_vision_tower"), path.parent, vision_dir, missing):
+    tower, encoder = (text(raw, path, key) for key in ("mm_vision_tower", "mm_audio_encoder"))
+    if folder := _part_folder("vision", tower, path.parent, vision_dir, missing):
         vision = _vision_config(folder)
-    if folder := _part_folder("audio", raw.get("mm_audio_encoder"), path.parent, audio_dir, missing):
-        prompts = raw.get("audio_prompt_num", 0) if raw.get("audio_prompt_finetune") else 0
-        audio = replace(_audio_config(folder), num_prompts=prompts)
-    return replace(
-        config,
-        vision=vision,
-        audio=audio,
-        tokenizer_padding_side=raw.get("tokenizer_padding_side", "right"),
-        tokenizer_model_max_length=raw.get("tokenizer_model_max_length"),
-        image_aspect_ratio=raw.get("image_aspect_ratio") or "square",
-        template="vita",
-        missing=missing,
-    )
+    if folder := _part_folder("audio", encoder, path.parent, audio_dir, missing):
+        prompts = raw.get("audio_prompt_num", 0) if flag(raw, path, "audio_prompt_finetune") else 0
+        audio = _audio_config(folder, prompts)
+    values = {
+        "vision": vision,
+        "audio": audio,
+        "tokenizer_padding_side": raw.get("tokenizer_padding_side", "right"),
+        "tokenizer_model_max_length": raw.get("tokenizer_model_max_length"),
+        "image_aspect_ratio": text(raw, path, "image_aspect_ratio", "square"),
+        "template": "vita",
+        "missing": missing,
+    }
+    return build(VitaConfig, vars(config) | values, path)
 
 
 def _part_folder(part, configured, folder, given, missing):
@@ -197,16 +175,16 @@ def _part_folder(part, configured, folder, given, missing):
     A released config.json has paths of the machine that trained the model, so only the last name of a path is used.
     """
     if given is not None:
-        if not Path(given).is_dir():
-            raise ValueError(f"--{part}-dir {given} is not a folder")
+        if not os.path.isdir(given):
+            raise ValueError(f"--{part}-dir {shown(given)} is not a folder")
         return Path(given)
     if configured is None:
         return None
     name = Path(configured).name
     for place in (folder / configured, folder / name, folder.parent / name):
-        if place.is_dir():
+        if os.path.isdir(place):
             return place
-    missing[part] = f"its folder {name} is neither in {folder} nor next to it; give its place with --{part}-dir"
+    missing[part] = f"its folder {shown(name)[1:-1]} is neither in {folder} nor next to it; give its place with --{part}-dir"
     return None
 
 
@@ -214,16 +192,17 @@ def _vision_config(folder):
     """The config of an InternViT folder. Defaults are those of upstream's InternVisionConfig."""
     path, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
     raw = read_json(path)
-    width, mlp, layers, heads = _sizes(
+    width, mlp, layers, heads = sizes(
         raw, path, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
     )
     supported = {
         "hidden_act": raw.get("hidden_act", "gelu") == "gelu",
-        "qk_normalization": not raw.get("qk_normalization", True),
+        "qk_normalization": not flag(raw, path, "qk_normalization", True),
         "norm_type": raw.get("norm_type", "rms_norm") == "layer_norm",
     }
     _check_supported(path, supported)
-    pixels = read_json(preprocessor) if preprocessor.is_file() else {}
+    _check_unquantized(raw, path)
+    pixels = read_json(preprocessor) if os.path.isfile(preprocessor) else {}
     values = {
         "hidden_size": width,
         "intermediate_size": mlp,
@@ -235,17 +214,17 @@ def _vision_config(folder):
         "layer_norm_eps": raw.get("layer_norm_eps", 1e-6),
         "qkv_bias": raw.get("qkv_bias", False),
     }
-    values |= {k: pixels[k] for k in ("image_mean", "image_std") if k in pixels}
-    return build(VisionConfig, values, path)
+    config = build(VisionConfig, values, path)
+    return build(VisionConfig, vars(config) | {k: pixels[k] for k in _PIXELS if k in pixels}, preprocessor)
 
 
-def _audio_config(folder):
+def _audio_config(folder, num_prompts):
     """The config of an audio encoder folder. Defaults are those of upstream's classes."""
     path = folder / "train.yaml"
     raw, sub, enc, adapter, sound = _read_train_yaml(path)
-    fbank = sound.get("fbank_conf", {})
-    width, mlp, layers, heads = _sizes(enc, path, "attention_dim", "linear_units", "num_blocks", "attention_heads")
-    (channels,) = _sizes(sub, path, "output_dim")
+    fbank, resample = section(sound, path, "fbank_conf"), section(sound, path, "resample_conf")
+    width, mlp, layers, heads = sizes(enc, path, "attention_dim", "linear_units", "num_blocks", "attention_heads")
+    (channels,) = sizes(sub, path, "output_dim")
     supported = {
         "subsampling-rate": sub.get("rate", 4) == 4,
         "transformer-input-layer": enc.get("input_layer", "linear") == "linear",
@@ -256,52 +235,53 @@ def _audio_config(folder):
         "activation_func": adapter.get("activation_func", "relu") in ("gelu", "relu"),
     }
     _check_supported(path, supported)
-    return AudioConfig(
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        subsampling_size=channels,
-        num_mel_bins=raw.get("input_dim", 80),
-        sample_rate=sound.get("resample_conf", {}).get("resample_rate", 16000),
-        frame_length=fbank.get("frame_length", 25),
-        frame_shift=fbank.get("frame_shift", 10),
-        dither=fbank.get("dither", 0.0),
-        position_encoding=enc.get("pos_enc_class", "abs-enc"),
-        normalize_before=enc.get("normalize_before", True),
-        concat_after=enc.get("concat_after", False),
-        chunk_size=enc.get("chunk_size", -1),
-        left_chunks=enc.get("left_chunks", -1),
-        dynamic_chunks=enc.get("dynamic_chunks", True),
-        adapter_kernel_size=adapter.get("kernel_size", 3),
-        adapter_norm=adapter.get("norm", "batch"),
-        adapter_activation=adapter.get("activation_func", "relu"),
-    )
+    values = {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "subsampling_size": channels,
+        "num_mel_bins": raw.get("input_dim", 80),
+        "sample_rate": resample.get("resample_rate", 16000),
+        "frame_length": fbank.get("frame_length", 25),
+        "frame_shift": fbank.get("frame_shift", 10),
+        "dither": fbank.get("dither", 0.0),
+        "position_encoding": enc.get("pos_enc_class", "abs-enc"),
+        "normalize_before": enc.get("normalize_before", True),
+        "concat_after": enc.get("concat_after", False),
+        "chunk_size": enc.get("chunk_size", -1),
+        "left_chunks": enc.get("left_chunks", -1),
+        "dynamic_chunks": enc.get("dynamic_chunks", True),
+        "adapter_kernel_size": adapter.get("kernel_size", 3),
+        "adapter_norm": adapter.get("norm", "batch"),
+        "adapter_activation": adapter.get("activation_func", "relu"),
+        "num_prompts": num_prompts,
+    }
+    return build(AudioConfig, values, path)
 
 
 def _read_train_yaml(path):
     """A ``train.yaml`` and its sections: subsampling, transformer (their keys without prefix), adapter, data."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{path.parent} is not the folder of an audio encoder: it has no {path.name}")
-    try:
-        import yaml
-    except ImportError:
-        raise ValueError(f"reading {path} needs pyyaml: pip install pyyaml") from None
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        layout = raw["encoder_conf"]["overview_conf"]["encoder-layer-config"]
-        parts = raw["encoder_conf"]["para_conf"]
-        adapter, sound = raw["model_conf"], raw["dataset_conf"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no {error}") from None
+    raw = read_yaml(path)
+    if type(raw) is not dict:
+        raise ValueError(f"{path} must be a mapping, got {shown(raw)}")
+    adapter, sound = (_section_of(raw, path, key) for key in ("model_conf", "dataset_conf"))
+    encoder = _section_of(raw, path, "encoder_conf")
+    parts, overview = (_section_of(encoder, path, key) for key in ("para_conf", "overview_conf"))
+    (layout,) = require(overview, path, "encoder-layer-config")
     if layout != "subsampling-transformer":
-        raise ValueError(f"{path}: encoder-layer-config is {layout!r}, expected 'subsampling-transformer'")
+        raise ValueError(f"{path}: encoder-layer-config is {shown(layout)}, expected 'subsampling-transformer'")
     options = []
     for part in ("subsampling", "transformer"):
-        (values,) = require(parts, path, part)
+        values = _section_of(parts, path, part)
         # upstream accepts '-' and '_' in a key: transformer-num-blocks is num_blocks
-        options.append({k.replace("-", "_").removeprefix(part + "_"): v for k, v in values.items()})
+        options.append({str(k).replace("-", "_").removeprefix(part + "_"): v for k, v in values.items()})
     return raw, *options, adapter, sound
+
+
+def _section_of(raw, path, key):
+    """Like `section`, for a section that is required."""
+    require(raw, path, key)
+    return section(raw, path, key)

@@ -8,7 +8,7 @@
 Test: ``pytest tests/files/test_speech_files.py``
 """
 
-import json
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -18,44 +18,46 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..config import CodecConfig, DecoderConfig, SpeechConfig
-from .folders import build, read_json, require
+from .checkpoint import check_finite_values, shortened
+from .messages import one_line_errors, shown
+from .values import build, read_json, require, sizes
 
-_SHOWN = 8  # names listed for each kind of fault
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@one_line_errors
 def read_speech_config(path):
     """Reads ``decoder/model.json``: a list of width, number of codes, and options.
 
     Raises: ValueError if the file is missing or has a setting that this project does not support.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{path.parent} is not the folder of a speech decoder: it has no {path.name}")
+    content = read_json(path, list)
+    if len(content) != 3 or type(content[2]) is not dict:
+        raise ValueError(f"{path} is not a list of width, codes, options of a transformer: {shown(content)}")
+    width, codes = sizes(dict(zip(("width", "codes"), content)), path, "width", "codes")
     keys = ("attention_heads", "attention_dim", "linear_units", "num_blocks")
-    try:
-        width, codes, options = json.loads(path.read_text(encoding="utf-8"))
-        heads, size, mlp, layers = (options[f"transformer_{key}"] for key in keys)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a list of width, codes, options of a transformer: {error!r}") from None
-    try:
-        if size != width or width % heads:
-            raise ValueError(f"attention_dim ({size}) must be {width} and a multiple of {heads} heads")
-        decoder = DecoderConfig(
-            vocab_size=codes + 4,
-            hidden_size=width,
-            intermediate_size=mlp,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=width // heads,
-            rope_theta=1e4,
-            attention_bias=False,
-        )
-        return SpeechConfig(codes, layers // 2, decoder)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    heads, size, mlp, layers = sizes(content[2], path, *(f"transformer_{key}" for key in keys))
+    if size != width or width % heads:
+        raise ValueError(f"{path}: attention_dim ({size}) must be {width} and a multiple of {heads} heads")
+    decoder = {
+        "vocab_size": codes + 4,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
+        "rope_theta": 1e4,
+        "attention_bias": False,
+    }
+    values = {"num_codes": codes, "num_pre_layers": layers // 2, "decoder": build(DecoderConfig, decoder, path)}
+    return build(SpeechConfig, values, path)
 
 
+@one_line_errors
 def read_codec_config(path):
     """Reads ``codec/model.json``. Only the keys that are needed to turn tokens into sound are used.
 
@@ -66,18 +68,17 @@ def read_codec_config(path):
     names = [f.name for f in fields(CodecConfig)]
     values = dict(zip(names, require(raw, path, *names)))
     expected = {"resblock": "1", "n_code_groups": 1, "residul_layer": 1}  # upstream's spelling
-    wrong = [f"{k} {raw.get(k)!r}, expected {v!r}" for k, v in expected.items() if raw.get(k) != v]
-    try:
-        if len(values["global_tokens"]) != raw.get("global_code_num"):
-            wrong.append(f"{len(values['global_tokens'])} global_tokens, expected {raw.get('global_code_num')}")
-        values["resblock_dilation_sizes"] = [tuple(d) for d in values["resblock_dilation_sizes"]]
-    except TypeError as error:
-        raise ValueError(f"{path} has a value of the wrong type: {error}") from None
+    wrong = [f"{k} {shown(raw.get(k))}, expected {v!r}" for k, v in expected.items() if raw.get(k) != v]
     if wrong:
         raise ValueError(f"{path}: not supported here: {'; '.join(wrong)}")
-    return build(CodecConfig, values, path)
+    config = build(CodecConfig, values, path)
+    if len(config.global_tokens) != raw.get("global_code_num"):
+        books = shown(raw.get("global_code_num"))
+        raise ValueError(f"{path}: {len(config.global_tokens)} global_tokens, but global_code_num is {books}")
+    return config
 
 
+@one_line_errors
 def read_tensors(folder):
     """The tensors of ``final.safetensors``, or else of ``final.pt``, by name.
 
@@ -86,12 +87,12 @@ def read_tensors(folder):
     Raises: ValueError if there is no file, it is damaged, or the pickle contains more than tensors and plain values.
     """
     file, pickle = Path(folder) / "final.safetensors", Path(folder) / "final.pt"
-    if file.is_file():
+    if os.path.isfile(file):
         try:
             return load_file(file)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is not a safetensors file: {error}") from None
-    if not pickle.is_file():
+    if not os.path.isfile(pickle):
         raise ValueError(f"{folder} has no final.safetensors and no final.pt")
     try:
         content = torch.load(pickle, map_location="cpu", weights_only=True)
@@ -99,18 +100,22 @@ def read_tensors(folder):
         refused = re.search(r"GLOBAL (\S+)", str(error))
         why = f"its pickle needs {refused[1]}" if refused else f"it is damaged ({type(error).__name__})"
         raise ValueError(f"{pickle} is refused: {why}; only a dict of tensors is read") from None
-    tensors = dict(_flatten(content))
+    try:
+        tensors = dict(_flatten(content))
+    except RecursionError:
+        raise ValueError(f"{pickle} is refused: its dicts are nested too deeply") from None
     if not tensors:
         raise ValueError(f"{pickle} is refused: it contains no tensors by name; only a dict of tensors is read")
     return tensors
 
 
-def fill_module(module, tensors, folder, dtype, device):
+@one_line_errors
+def fill_module(module, tensors, folder, dtype, device, check_finite=False):
     """Fills a module built on the meta device with tensors of exactly its names and shapes.
 
-    ``folder`` is only for error messages.
+    ``folder`` is only for error messages; ``check_finite`` refuses values that are NaN or infinite.
 
-    Raises: ValueError that lists names that are missing, surplus or of another shape.
+    Raises: ValueError that lists names that are missing, surplus, of another shape, or not floating.
     """
     expected = {n: list(t.shape) for n, t in module.state_dict().items()}
     stored = {n: list(t.shape) for n, t in tensors.items()}
@@ -118,12 +123,20 @@ def fill_module(module, tensors, folder, dtype, device):
         "missing": sorted(expected.keys() - stored.keys()),
         "surplus": sorted(stored.keys() - expected.keys()),
         "misshapen": [f"{n} {stored[n]}, expected {s}" for n, s in expected.items() if stored.get(n, s) != s],
+        "not floating": [f"{n} {t.dtype}" for n, t in tensors.items() if n in expected and not _is_plain(t)],
     }
-    listed = [f"{kind}: {'; '.join(names[:_SHOWN])}" for kind, names in faults.items() if names]
+    listed = [f"{kind}: {shortened(names)}" for kind, names in faults.items() if names]
     if listed:
         raise ValueError(f"{folder} does not match its model.json: {'. '.join(listed)}")
+    for name in expected if check_finite else ():
+        check_finite_values(name, tensors[name], folder)
     module.load_state_dict({n: tensors[n].to(device, dtype) for n in expected}, assign=True)
     module.requires_grad_(False)
+
+
+def _is_plain(tensor):
+    """Whether a tensor has floating numbers that can be read: pickles may hold others."""
+    return tensor.dtype in _FLOATS and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def _flatten(value, prefix=""):

@@ -12,24 +12,18 @@ Test: ``pytest tests/files/test_tokenizer.py``
 """
 
 import codecs
-import math
 import operator
-import re
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from .added import ROLES, added_tokens, read_settings, system_text, token_name
 from .backends import BpeBackend, SentencePieceBackend
-from .folders import read_json
+from .messages import one_line_errors
 
-ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")  # of an added token
-
-# The default system text in a Jinja chat template: a quoted string with the whole system block. The text may contain
-# \-escapes, but not the quote that opened the string. If the text comes from the messages, the string ends right after
-# `system\n` and nothing matches.
-_SYSTEM_TEXT = re.compile(r"""(['"])<\|im_start\|>system(?:\n|\\n)((?:\\.|(?!\1)[^\\])*?)<\|im_end\|>""", re.DOTALL)
+QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # in tokenizer_config.json
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,11 @@ class Tokenizer:
         system_prompt: the default system text of the checkpoint's chat template, or None.
     """
 
-    def __init__(self, backend, settings, chat_template):
+    def __init__(self, backend, settings, system_prompt):
         self._backend = backend
         self.special_ids = frozenset(backend.special_ids)
         self.leading_spaces = backend.leading_spaces
-        names = {role: _token_name(settings.get(role)) for role in ROLES}
+        names = {role: token_name(settings.get(role)) for role in ROLES}
         ids = backend.role_ids | {role: backend.id_of(name) for role, name in names.items() if name is not None}
         self.bos_token_id = ids.get("bos_token")
         self.eos_token_id = ids.get("eos_token")
@@ -60,7 +54,7 @@ class Tokenizer:
         self.adds_bos = bool(settings.get("add_bos_token", self.bos_token_id in backend.added_in_front))
         if self.adds_bos and self.bos_token_id is None:
             raise ValueError("tokenizer_config.json: add_bos_token is true, but there is no bos_token")
-        self.system_prompt = _system_text(chat_template)
+        self.system_prompt = system_prompt
 
     def __len__(self):
         """One more than the highest id."""
@@ -153,6 +147,7 @@ class StreamDecoder:
         return piece
 
 
+@one_line_errors
 def load_tokenizer(folder):
     """The tokenizer of a checkpoint folder, None if it has no tokenizer files.
 
@@ -163,50 +158,14 @@ def load_tokenizer(folder):
     """
     folder = Path(folder)
     single, vocab, model = (folder / name for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
-    if not (single.is_file() or vocab.is_file() or model.is_file()):
+    if not any(map(os.path.isfile, (single, vocab, model))):
         return None
-    settings = _read_optional(folder / "special_tokens_map.json") | _read_optional(folder / "tokenizer_config.json")
-    try:
-        added = _added_tokens(_read_optional(folder / "added_tokens.json"), settings)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: special tokens are not written as Hugging Face does: {error!r}") from None
-    if single.is_file():
-        backend = BpeBackend.from_json(single, added)
-    elif vocab.is_file():
+    settings = read_settings(folder)
+    added = added_tokens(folder, settings)
+    if os.path.isfile(single):
+        backend = BpeBackend.from_json(single, added, settings.get("tokenizer_class") in QWEN2_CLASSES)
+    elif os.path.isfile(vocab):
         backend = BpeBackend.from_vocab(vocab, folder / "merges.txt", added)
     else:
         backend = SentencePieceBackend(model, added)
-    jinja = folder / "chat_template.jinja"
-    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else settings.get("chat_template")
-    return Tokenizer(backend, settings, template)
-
-
-def _read_optional(path):
-    """The object in a JSON file, empty if there is no such file."""
-    return read_json(path) if path.is_file() else {}
-
-
-def _token_name(token):
-    """The name of a special token, which is written as a string or as an object."""
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _added_tokens(extra_ids, settings):
-    """Name -> flags and ``id`` of each added token (None if no file gives one), in the order of the ids."""
-    added = {name: dict.fromkeys(FLAGS, False) | {"id": i} for name, i in extra_ids.items()}
-    for i, entry in settings.get("added_tokens_decoder", {}).items():
-        added[entry["content"]] = {flag: entry.get(flag, False) for flag in FLAGS} | {"id": int(i)}
-    special = [settings.get(role) for role in ROLES] + (settings.get("additional_special_tokens") or [])
-    for name in filter(None, map(_token_name, special)):
-        added[name] = added.get(name, dict.fromkeys(FLAGS, False) | {"id": None}) | {"special": True}
-    return dict(sorted(added.items(), key=lambda item: math.inf if item[1]["id"] is None else item[1]["id"]))
-
-
-def _system_text(chat_template):
-    """The default system text of a chat template, or None."""
-    if isinstance(chat_template, list):  # several templates, each with a name
-        chat_template = {entry["name"]: entry["template"] for entry in chat_template}.get("default")
-    match = _SYSTEM_TEXT.search(chat_template or "")
-    if match is None:
-        return None
-    return re.sub(r"\\(.)", lambda escape: {"n": "\n", "t": "\t"}.get(escape[1], escape[1]), match[2], flags=re.DOTALL)
+    return Tokenizer(backend, settings, system_text(folder, settings))
