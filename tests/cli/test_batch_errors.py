@@ -48,7 +48,7 @@ def without_timing(values):
     return [{name: value for name, value in each.items() if name != "timing"} for each in values]
 
 
-@settings(derandomize=True, max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.one_of(st.sampled_from(GOOD), st.sampled_from(BAD)), min_size=1, max_size=12))
 @example(BAD)
 @example([*GOOD, *BAD[:1], *GOOD])

@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 
-from ..files.messages import escaped
+from ..files.messages import escaped, shown
 
 STATUS = 128  # after a signal the exit status is this plus its number: 130 after Ctrl-C
 
@@ -47,6 +47,8 @@ def user_message(error):
         return "there is not enough memory: --dry-run prints what a request needs"
     if not isinstance(error, (ValueError, OSError)):
         return None
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, (str, bytes)):
+        return f"{shown(error.filename)}: {error.strerror}"
     return one_line(error)
 
 
