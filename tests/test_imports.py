@@ -47,7 +47,7 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
     "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
-    "cli": {"analysis", "loading", "request", "sampling", "scale"},
+    "cli": {"analysis", "files", "loading", "request", "sampling", "scale"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
     "answer": {"files"},
