@@ -153,6 +153,8 @@ def test_padded_says_whether_any_filled_column_may_be_padding():
     assert not cache.padded
     cache.advance(2, torch.tensor([[True, False]] * B))
     assert cache.padded
+    cache.advance(1)
+    assert cache.padded
     cache.truncate(3)
     assert cache.padded
     cache.truncate(0)

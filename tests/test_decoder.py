@@ -325,7 +325,16 @@ def test_the_loss_is_the_mean_over_next_tokens_whose_labels_are_not_negative(b, 
     ]
     loss = next_token_loss(scores, labels)
     assert abs(float(loss) - sum(costs) / len(costs)) < 1e-5
+    assert abs(float(next_token_loss(scores, labels, torch.ones(b, s))) - float(loss)) < 1e-6
     assert next_token_loss(scores.bfloat16(), labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("mask", [[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]])
+def test_the_loss_counts_predictions_of_real_tokens_at_real_tokens_only(mask):
+    scores, labels = torch.randn(1, 5, 11, generator=seeded(3)), torch.tensor([[4, 1, 7, 3, 9]])
+    pairs = [t for t in range(4) if mask[t] and mask[t + 1]]
+    costs = [-scores[0, t].log_softmax(0)[labels[0, t + 1]] for t in pairs]
+    assert max_error(next_token_loss(scores, labels, torch.tensor([mask])), sum(costs) / len(costs)) < 1e-5
 
 
 # ---- the parts

@@ -12,6 +12,7 @@ from vita_ref.generate import main
 from vita_ref.loading import demo_folder
 
 FOLDER = Path(__file__).parent.parent / "weights" / "demo"
+UNKNOWN = {"beside", "compare"}  # kinds of question that came with the second edition of the world, after these weights
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def requests_about(seed, scenes, held_out):
     for _ in range(scenes):
         scene = world.random_scene(rng, world.Style(held_out=held_out))
         image = world.picture(scene)
-        for question in asked.questions(scene)[:6]:
+        known = [question for question in asked.questions(scene) if question.kind not in UNKNOWN]
+        for question in rng.choice(np.array(known, dtype=object), 6, replace=False):
             yield {"prompt": question.text, "images": [image]}, question.answers
 
 

@@ -38,7 +38,7 @@ def picture(seed=1):
     return noise(3, PIXELS, PIXELS, seed=seed)
 
 
-def heard(rows=60, seed=2):
+def sound_rows(rows=60, seed=2):
     """A sound as the document gives it: embeddings."""
     return noise(rows, WIDTH, seed=seed)
 
@@ -99,7 +99,7 @@ def test_an_image_question_with_its_prompt_is_9_and_100_tokens(vita):
 
 def test_an_audio_question_with_its_prompt_is_10_and_100_tokens(vita):
     x = ids(20, 21, 22, 23, 24, 25, 26, 27, AUDIO, 28)
-    audios = {"audios": heard()[None], "lengths": [60]}
+    audios = {"audios": sound_rows()[None], "lengths": [60]}
     options = {"audios": audios, "max_new_tokens": 100} | SAMPLED
     out = vita.generate(x, include_prompt=True, generator=drawn(), **options)
     assert out.shape == (1, 110) and (out == AUDIO).nonzero().tolist() == [[0, 8]]
@@ -110,7 +110,7 @@ def test_an_audio_question_with_its_prompt_is_10_and_100_tokens(vita):
 @pytest.mark.parametrize("kind, size", [("image", VIEW), ("audio", 60)])
 def test_the_segments_say_where_the_attention_to_an_image_or_a_sound_stands(vita, kind, size):
     x = ids(20, 21, IMAGE if kind == "image" else AUDIO, 22, 23)
-    given = {"images": picture()[None]} if kind == "image" else {"audios": {"audios": heard()[None], "lengths": [60]}}
+    given = {"images": picture()[None]} if kind == "image" else {"audios": {"audios": sound_rows()[None], "lengths": [60]}}
     out = vita(x, output_attentions=True, **given)
     start, end = next((a, b) for k, a, b in out.segments[0] if k == kind)
     assert (start, end) == (2, 2 + size) and len(out.attentions) == CONFIG.decoder.num_hidden_layers
@@ -134,7 +134,7 @@ def test_the_loss_is_that_of_the_shifted_labels(vita):
 
 def test_the_loss_of_a_spliced_prompt_counts_its_text_alone(vita):
     x = ids(20, IMAGE, 21, AUDIO, 22)
-    audios = {"audios": heard(6)[None], "lengths": [6]}
+    audios = {"audios": sound_rows(6)[None], "lengths": [6]}
     out = vita(x, images=picture()[None], audios=audios, labels=x)
     chances = out.logits[0].log_softmax(-1)  # t iiii t aaaaaa t
     torch.testing.assert_close(out.loss, -(chances[4, 21] + chances[11, 22]) / 2)
@@ -155,7 +155,7 @@ def test_two_images_in_a_list(vita):
 
 def test_two_sounds_of_50_and_60_rows(vita):
     x = torch.tensor([tokenize("Listen to this <audio> and then this <audio>")])
-    rows = [heard(50, seed=3), heard(60, seed=4)]
+    rows = [sound_rows(50, seed=3), sound_rows(60, seed=4)]
     as_list = vita(x, audios={"audios": rows, "lengths": [50, 60]})
     assert as_list.segments[0] == [("text", 0, 3), ("audio", 3, 53), ("text", 53, 56), ("audio", 56, 116)]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [2, 60, D], as far as torch.stack can go
@@ -174,15 +174,15 @@ def test_an_image_alone_is_the_whole_prompt(vita):
 def test_a_sound_alone_is_the_whole_prompt_and_75_of_60_rows_are_60(vita):
     x = torch.tensor([tokenize("<audio>")])
     assert x.tolist() == [[AUDIO]]
-    out = vita(x, audios={"audios": heard()[None], "lengths": [75]})
+    out = vita(x, audios={"audios": sound_rows()[None], "lengths": [75]})
     assert out.segments == [[("audio", 0, 60)]]
-    assert out.logits.equal(vita(x, audios={"audios": heard()[None], "lengths": [60]}).logits)
+    assert out.logits.equal(vita(x, audios={"audios": sound_rows()[None], "lengths": [60]}).logits)
 
 
 def test_an_image_and_a_sound_without_text(vita):
     x = torch.tensor([tokenize("<image><audio>")])
     assert x.tolist() == [[IMAGE, AUDIO]]
-    given = {"images": picture()[None], "audios": {"audios": heard()[None], "lengths": [75]}}
+    given = {"images": picture()[None], "audios": {"audios": sound_rows()[None], "lengths": [75]}}
     assert vita(x, **given).segments == [[("image", 0, VIEW), ("audio", VIEW, VIEW + 60)]]
     assert vita.generate(x, max_new_tokens=7, **given).equal(greedy_without_cache(vita, x, 7, **given))
 
@@ -202,8 +202,8 @@ def process_batch(vita, texts, images, audios, **options):
     x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
     pictures, sounds = [x for x in images if x is not None], [x for x in audios if x is not None]
-    heard = {"audios": torch.stack(sounds), "lengths": [len(s) for s in sounds]} if sounds else None
-    return vita.generate(x, images=pictures or None, audios=heard, attention_mask=mask, **options)
+    audio_inputs = {"audios": torch.stack(sounds), "lengths": [len(s) for s in sounds]} if sounds else None
+    return vita.generate(x, images=pictures or None, audios=audio_inputs, attention_mask=mask, **options)
 
 
 def process_one_by_one(vita, texts, images, audios, **options):
@@ -218,7 +218,7 @@ def process_one_by_one(vita, texts, images, audios, **options):
 
 MIXED = {
     "images": [picture(1), None, None, picture(2)],
-    "audios": [None, heard(60, seed=3), None, heard(60, seed=4)],
+    "audios": [None, sound_rows(60, seed=3), None, sound_rows(60, seed=4)],
 }
 
 
@@ -231,7 +231,7 @@ def test_a_batch_of_mixed_inputs_gives_what_each_gives_alone(vita):
 
 def test_the_mixed_batch_has_the_lengths_that_its_texts_and_media_have(vita):
     rows = [torch.tensor(tokenize(text)) for text in TEXTS]
-    given = {"images": [x for x in MIXED["images"] if x is not None], "audios": {"audios": [heard(), heard()]}}
+    given = {"images": [x for x in MIXED["images"] if x is not None], "audios": {"audios": [sound_rows(), sound_rows()]}}
     out = vita(rows, **given)
     assert [s[-1][2] for s in out.segments] == [5 + VIEW, 2 + 60, 4, VIEW + 60]
     assert out.logits.shape == (4, VIEW + 60, VOCAB)
@@ -240,7 +240,7 @@ def test_the_mixed_batch_has_the_lengths_that_its_texts_and_media_have(vita):
 def test_a_placeholder_in_the_batch_that_has_no_medium_is_refused_with_both_counts(vita):
     """The document gives no sound for its second text; through ids that is a mistake, not literal text."""
     with pytest.raises(ValueError, match="2 audio placeholders, but 1 audio was given"):
-        process_batch(vita, TEXTS, MIXED["images"], [None, None, None, heard()], max_new_tokens=1)
+        process_batch(vita, TEXTS, MIXED["images"], [None, None, None, sound_rows()], max_new_tokens=1)
 
 
 def test_in_words_the_same_batch_keeps_that_placeholder_as_literal_text(vita):
@@ -248,7 +248,7 @@ def test_in_words_the_same_batch_keeps_that_placeholder_as_literal_text(vita):
         {"prompt": TEXTS[0], "images": [picture(1)]},
         {"prompt": TEXTS[1]},
         {"prompt": TEXTS[2]},
-        {"prompt": TEXTS[3], "images": [picture(2)], "audios": [heard()]},
+        {"prompt": TEXTS[3], "images": [picture(2)], "audios": [sound_rows()]},
     ]
     options = {"max_new_tokens": 6}
     together = vita.respond_batch([r | {"raw": True} for r in requests], **options)
@@ -259,7 +259,7 @@ def test_in_words_the_same_batch_keeps_that_placeholder_as_literal_text(vita):
 
 
 def test_requests_with_filter_banks_and_with_ready_embeddings_share_a_batch(vita):
-    requests = [{"prompt": "What?", "audios": [sound]} for sound in (noise(30, BINS), heard(9))]
+    requests = [{"prompt": "What?", "audios": [sound]} for sound in (noise(30, BINS), sound_rows(9))]
     alone = [vita.respond(r["prompt"], audios=r["audios"], max_new_tokens=5) for r in requests]
     assert vita.respond_batch(requests, max_new_tokens=5) == alone
 
@@ -306,7 +306,7 @@ def test_a_sampled_answer_in_a_batch_is_drawn_from_its_own_row(vita):
 )
 def test_a_request_takes_as_many_media_as_it_has_placeholders(vita, text, images, audios):
     options = {"max_new_tokens": 4}
-    pictures, sounds = [picture(i) for i in range(images)], [heard(seed=9 + i) for i in range(audios)]
+    pictures, sounds = [picture(i) for i in range(images)], [sound_rows(seed=9 + i) for i in range(audios)]
     answer = vita.respond_batch([{"prompt": text, "images": pictures, "audios": sounds, "raw": True}], **options)
     given = {"images": pictures or None, "audios": {"audios": sounds} if sounds else None}
     assert answer == [TOKENIZER.decode(vita.generate(torch.tensor([tokenize(text)]), **given, **options)[0])]
@@ -315,4 +315,4 @@ def test_a_request_takes_as_many_media_as_it_has_placeholders(vita, text, images
             vita.respond(text, images=[*pictures, picture()], audios=sounds, **options)
     if audios:
         with pytest.raises(ValueError, match=f"{audios} <audio> placeholders?, but {audios + 1} were given"):
-            vita.respond(text, images=pictures, audios=[*sounds, heard()], **options)
+            vita.respond(text, images=pictures, audios=[*sounds, sound_rows()], **options)

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vita_ref.fbank import FLOOR, FRAME_BLOCK, load_sound, log_mel
+from vita_ref.files import sounds
+from vita_ref.files.media import MAX_RATE, MIN_RATE
 
 RATE = 16000
 
@@ -178,3 +180,150 @@ def test_a_file_that_cannot_be_read_gives_one_line_with_its_name_and_the_reason(
         with pytest.raises(ValueError, match=reason) as error:
             load_sound(source)
         assert str(error.value).startswith(f"cannot read {name}") and "\n" not in str(error.value)
+
+
+# ---- hostile files
+
+hostile = settings(deadline=None, max_examples=60, derandomize=True)
+KINDS = ("WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "FLAC", "MP3")
+
+
+def sound_bytes(samples, kind="WAV", subtype=None, rate=RATE):
+    soundfile.write(file := io.BytesIO(), np.asarray(samples), rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+SPEECH = (noise(4800) * 0.5).numpy()
+WHOLE = {kind: sound_bytes(SPEECH, kind) for kind in KINDS}
+
+
+def loaded(content):
+    """The samples [C, W], or the message if it is refused."""
+    try:
+        return load_sound(io.BytesIO(content))[0]
+    except ValueError as error:
+        assert str(error).startswith("cannot read the given sound")
+        assert str(error).isprintable() and len(str(error)) < 250
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sound_that_is_cut_off_is_refused_and_never_heard_in_part(kind):
+    whole = loaded(WHOLE[kind])
+    assert whole.shape == (1, 4800)
+
+    @hostile
+    @given(st.floats(0, 0.98))
+    def check(part):
+        assert isinstance(loaded(WHOLE[kind][: int(part * len(WHOLE[kind]))]), str)
+
+    check()
+
+
+def test_the_message_of_a_wav_that_is_cut_off_has_both_lengths(tmp_path):
+    (tmp_path / "x.wav").write_bytes(WHOLE["WAV"][: 44 + 2 * 1000])
+    with pytest.raises(ValueError) as error:
+        load_sound(tmp_path / "x.wav")
+    why = "it is cut off: its header says 9,600 bytes of samples, it has 2,000"
+    assert str(error.value) == f"cannot read {tmp_path / 'x.wav'}: {why}"
+
+
+@pytest.mark.parametrize("size", [2**32 - 1, 2**32 - 2, 2**31 - 1, 0x7FFFF000])
+def test_a_wav_whose_program_did_not_know_its_length_is_read_whole(size):
+    content = bytearray(WHOLE["WAV"])
+    content[40:44] = size.to_bytes(4, "little")
+    assert torch.equal(loaded(bytes(content)), loaded(WHOLE["WAV"]))
+
+
+@hostile
+@given(st.integers(4801, 2**36 - 1) | st.sampled_from([0, 2**36 - 1]))
+def test_a_flac_file_whose_header_claims_more_samples_is_refused_and_an_unknown_length_is_not(claimed):
+    content = bytearray(WHOLE["FLAC"])  # STREAMINFO keeps the number of samples in 36 bits
+    content[21] = content[21] & 0xF0 | claimed >> 32
+    content[22:26] = (claimed % 2**32).to_bytes(4, "big")
+    got = loaded(bytes(content))
+    if claimed == 0:
+        assert torch.equal(got, loaded(WHOLE["FLAC"]))
+    else:
+        assert "cut off" in got or "at most 3,600 s" in got
+
+
+@hostile
+@given(st.integers(0, 2**31 - 1) | st.integers(990, 1010) | st.integers(767_990, 768_010))
+def test_a_sample_rate_outside_the_limits_is_refused(rate):
+    content = bytearray(WHOLE["WAV"])
+    content[24:28] = rate.to_bytes(4, "little")
+    got = loaded(bytes(content))
+    if MIN_RATE <= rate <= MAX_RATE:
+        assert got.shape == (1, 4800)
+    else:
+        assert isinstance(got, str)
+        with pytest.raises(ValueError, match=f"the sample rate must be 1,000 to 768,000 Hz, got {rate}"):
+            log_mel(noise(1, 400), rate)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, "fast", None, -1, 1])
+def test_a_rate_that_is_no_sample_rate_is_refused(rate):
+    with pytest.raises(ValueError, match="the sample rate must be"):
+        log_mel(noise(1, 16000), rate)
+
+
+@hostile
+@given(st.integers(0, 799), st.integers(0, 1), st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -101.0]))
+def test_samples_that_are_not_finite_or_not_scaled_are_refused(place, channel, bad):
+    samples = noise(2, 800)
+    samples[channel, place] = bad
+    problem = "NaN or infinite samples" if not math.isfinite(bad) else "its samples reach"
+    assert problem in loaded(sound_bytes(samples.T, subtype="FLOAT"))
+    if channel == 0:
+        with pytest.raises(ValueError, match=problem):
+            log_mel(samples, RATE)
+
+
+def test_a_sound_that_is_too_long_is_refused_before_it_is_resampled(monkeypatch):
+    monkeypatch.setattr(sounds, "MAX_SOUND_SECONDS", 0.25)
+    assert "at most 0.25 s are read" in loaded(WHOLE["WAV"])
+    with pytest.raises(ValueError, match="at most 0.25 s"):
+        log_mel(noise(1, 4001), RATE)
+    assert len(log_mel(noise(1, 4000), RATE)) == 23
+    monkeypatch.setattr(sounds, "MAX_SOUND_SECONDS", 9)
+    monkeypatch.setattr(sounds, "MAX_SOUND_SAMPLES", 9599)
+    assert loaded(WHOLE["WAV"]).shape == (1, 4800)
+    assert "4,800 samples in 2 channels" in loaded(sound_bytes(noise(4800, 2)))
+
+
+@hostile
+@given(st.integers(1, 7), st.integers(1, 40))
+def test_a_sound_that_is_read_in_blocks_is_the_one_that_is_read_at_once(channels, block):
+    samples = noise(97, channels)
+    content = sound_bytes(samples, subtype="FLOAT")
+    before, sounds.BLOCK = sounds.BLOCK, block
+    try:
+        assert torch.equal(loaded(content), samples.T)
+    finally:
+        sounds.BLOCK = before
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "OGG"])
+def test_an_edited_sound_gives_finite_samples_or_one_line_and_nothing_on_standard_error(kind, capfd):
+    intact = WHOLE.get(kind) or sound_bytes(SPEECH, kind)
+
+    @hostile
+    @given(st.lists(st.tuples(st.integers(0, len(intact) - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
+    def check(edits):
+        content = bytearray(intact)
+        for place, more in edits:
+            content[place : place + len(more)] = more
+        got = loaded(bytes(content))
+        assert isinstance(got, str) or got.isfinite().all()
+
+    check()
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_no_sound_file_is_refused():
+    for source, problem in ((5, "got int"), (b"x.wav", "got bytes"), (io.StringIO("x"), "binary mode"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=problem):
+            load_sound(source)
+    with pytest.raises(ValueError, match="a device or a pipe"):
+        load_sound("/dev/zero")

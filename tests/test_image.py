@@ -5,6 +5,7 @@ import json
 import random
 import struct
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -15,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vita_ref.files import media, pictures
 from vita_ref.image import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    _all_grids,
     load_square,
     load_tiles,
     open_image,
@@ -263,8 +266,8 @@ def test_levels_of_more_than_8_bits_and_floats_are_scaled_and_not_clipped():
     floats = levels.astype(np.float32)
     assert np.array_equal(open_image(Image.fromarray(floats)), grey)
     assert np.array_equal(open_image(Image.fromarray(floats / 255)), grey)
-    odd = Image.fromarray(np.array([[np.nan, -3.0, np.inf, 300.0, 2.0]], dtype=np.float32))
-    assert levels_of(open_image(odd))[0, :, 0].tolist() == [0, 0, 255, 255, 2]
+    odd = Image.fromarray(np.array([[-3.0, 300.0, 2.0]], dtype=np.float32))
+    assert levels_of(open_image(odd))[0, :, 0].tolist() == [0, 255, 2]
 
 
 def test_transparent_pixels_are_drawn_on_white():
@@ -387,10 +390,182 @@ def test_every_error_that_pillow_raises_for_damaged_files_becomes_a_value_error(
         raise error("two\nlines")
 
     monkeypatch.setattr(Image, "open", fail)
-    message = refusal("x.png")
+    file = io.BytesIO()
+    file.name = "x.png"
+    message = refusal(file)
     assert message.startswith("cannot read x.png: ") and "two" in message
 
 
 def test_without_pillow_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert refusal("x.png") == "images need Pillow: pip install Pillow"
+
+
+# ---- limits, arrays and hostile files
+
+hostile = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@hostile
+@given(st.integers(1, 40), st.integers(0, 60))
+def test_grids_have_the_order_in_which_upstream_adds_them_to_its_set(low, more):
+    want = sorted(grid_set(low, low + more), key=lambda grid: grid[0] * grid[1])
+    assert _all_grids(low, low + more) == want
+
+
+def test_thousands_of_tiles_are_considered_in_seconds_and_more_are_refused():
+    start = time.process_time()
+    columns, rows = tile_grid(801, 799, max_tiles=media.MAX_TILES)
+    assert columns * rows <= media.MAX_TILES and time.process_time() - start < 3
+    with pytest.raises(ValueError, match="max_tiles must be at most 4096, got 4097"):
+        tile_grid(801, 799, max_tiles=media.MAX_TILES + 1)
+    with pytest.raises(ValueError, match="1 x 400 tiles of 448 x 448 pixels are too many: lower max_tiles"):
+        load_tiles(Image.new("RGB", (1, 400)), max_tiles=400)
+
+
+@hostile
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([None, 3, 4]), st.booleans())
+def test_a_uint8_array_gives_what_its_pil_image_gives(height, width, channels, is_strided):
+    shape = (height, width * 2) if channels is None else (height, width * 2, channels)
+    levels = np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
+    levels = levels[:, ::2] if is_strided else levels
+    assert np.array_equal(open_image(levels), open_image(Image.fromarray(levels.copy())))
+    if channels == 3:
+        assert np.array_equal(open_image(levels), levels)
+
+
+@hostile
+@given(
+    st.lists(st.integers(0, 5), max_size=4).map(tuple),
+    st.sampled_from(["uint8", "int64", "float32", "bool", "uint16"]),
+)
+def test_an_array_of_another_shape_or_dtype_is_refused_in_one_line(shape, dtype):
+    array = np.zeros(shape, dtype)
+    is_image = dtype == "uint8" and array.size > 0 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4)))
+    if is_image:
+        assert open_image(array).size == (shape[1], shape[0])
+    else:
+        assert "given image" in refusal(array)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (3, 2), (6, 4)])
+def test_a_float_image_with_a_pixel_that_is_not_finite_is_refused_with_its_name(tmp_path, bad, place, monkeypatch):
+    monkeypatch.setattr(pictures, "BAND_PIXELS", 12)
+    levels = np.zeros((7, 5), np.float32)
+    levels[place] = bad
+    Image.fromarray(levels).save(tmp_path / "x.tif")
+    assert refusal(tmp_path / "x.tif") == f"cannot read {tmp_path / 'x.tif'}: it has NaN or infinite pixels"
+    levels[place] = 0.5
+    Image.fromarray(levels).save(tmp_path / "x.tif")
+    assert levels_of(open_image(tmp_path / "x.tif"))[place].tolist() == [128] * 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I", "F", "I;16", "I;16B", "La", "RGBa", "PA"])
+def test_an_image_that_is_converted_in_bands_is_the_one_that_is_converted_at_once(mode, monkeypatch):
+    noise = noise_image(23, 17)
+    noise.putalpha(noise.getchannel(0))
+    levels = np.random.default_rng(0).integers(0, 65536, (23, 17))
+    wide = {"I": np.int32, "F": np.float32, "I;16": np.uint16}
+    if mode in wide:
+        image = Image.fromarray((levels / 300 if mode == "F" else levels).astype(wide[mode]))
+    elif mode == "I;16B":
+        image = Image.frombytes(mode, (17, 23), levels.astype(">u2").tobytes())
+    elif mode in ("P", "PA"):
+        image = noise.convert("P")
+        image.info["transparency"] = 3
+        image = image.convert("PA") if mode == "PA" else image
+    else:
+        image = noise.convert("LA" if mode == "La" else "RGBA").convert(mode)
+    at_once = np.array(open_image(image))
+    monkeypatch.setattr(pictures, "BAND_PIXELS", 40)
+    assert np.array_equal(open_image(image), at_once)
+    assert len(np.unique(at_once)) > 20
+
+
+def edited(data, intact):
+    """A copy of a file with some of its bytes changed, left out or added, as hypothesis draws them."""
+    content = bytearray(intact)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content)))
+        kind = data.draw(st.sampled_from(["change", "insert", "delete", "end"]))
+        if kind == "end":
+            del content[place:]
+        elif kind == "delete":
+            del content[place : place + data.draw(st.integers(1, 9))]
+        elif kind == "insert":
+            content[place:place] = data.draw(st.binary(min_size=1, max_size=9))
+        else:
+            more = data.draw(st.sampled_from([b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"]))
+            content[place : place + len(more)] = more
+    return bytes(content)
+
+
+INTACT = {kind: as_bytes(noise_image(20, 25), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP")}
+INTACT |= {"TIFF": as_bytes(noise_image(20, 25), "TIFF", compression="tiff_lzw")}
+
+
+@pytest.mark.parametrize("kind", INTACT)
+@pytest.mark.filterwarnings("ignore")
+def test_an_edited_file_gives_an_image_or_one_line_and_nothing_on_standard_error(kind, capfd):
+    @hostile
+    @given(st.data())
+    def check(data):
+        try:
+            assert open_image(io.BytesIO(edited(data, INTACT[kind]))).mode == "RGB"
+        except ValueError as error:
+            assert str(error).startswith("cannot read the given image: ")
+            assert str(error).isprintable() and len(str(error)) < 250
+
+    check()
+    assert capfd.readouterr().err == ""
+
+
+def png_of_size(width, height, depth):
+    """A PNG of zeros without its end whose header says this size."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(60))), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(x)) + n + x + struct.pack(">I", zlib.crc32(n + x)) for n, x in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@hostile
+@given(*[st.sampled_from([0, 1, 2, 40_000, 2**16, 2**20, 2**31 - 1, 2**32 - 1])] * 2, st.sampled_from([8, 16]))
+@pytest.mark.filterwarnings("ignore")
+def test_the_sizes_that_a_header_claims_give_an_image_or_one_line(width, height, depth):
+    try:
+        image = open_image(io.BytesIO(png_of_size(width, height, depth)))
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert image.size == (width, height) and width * height <= media.MAX_PIXELS
+
+
+@hostile
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=60))
+def test_a_file_name_is_one_printable_line_in_the_message(name):
+    message = refusal(f"/no such folder/{name}")
+    assert message.isprintable() and message.startswith("cannot read /no such folder/")
+    assert not name.isprintable() or len(name) > 60 or name in message
+
+
+def test_a_stream_that_cannot_seek_is_read_within_a_limit(monkeypatch):
+    class Pipe(io.BytesIO):
+        def seekable(self):
+            return False
+
+        def seek(self, *_):
+            raise io.UnsupportedOperation("seek")
+
+    image = noise_image(6, 9)
+    assert np.array_equal(open_image(Pipe(as_bytes(image))), image)
+    with open("/dev/zero", "rb") as zeros:
+        assert "not in a format" in refusal(zeros)
+    monkeypatch.setattr(media.read_bounded, "__defaults__", (50, None))
+    assert refusal(Pipe(as_bytes(image))) == "cannot read the given image: it has more than 50 bytes"
+    assert "expected a regular file" in refusal("/dev/zero")
+
+
+def test_an_image_without_pixels_is_refused():
+    assert "at least 1 pixel, got 0 x 5" in refusal(Image.new("RGB", (0, 5)))
+    assert "at least 1 pixel, got 5 x 0" in refusal(np.zeros((0, 5), np.uint8))

@@ -47,13 +47,16 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
     "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
-    "cli": {"analysis", "loading", "request", "sampling", "scale"},
+    "cli": {"analysis", "files", "loading", "request", "sampling", "scale"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
     "answer": {"files"},
+    "fbank": {"files"},
     "generate": {"cli"},
+    "image": {"files"},
     "loading": {"files"},
     "speech": {"files", "voice"},
+    "video": {"files"},
 }
 USES_WHEN_CALLED = {  # what is imported inside a function, so that a request that does not need it does not load it
     "fields": {"files"},

@@ -71,7 +71,8 @@ def test_speech_weights_are_found_in_the_given_folder_in_the_checkpoint_or_besid
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     assert find_speech(folder) is None and find_speech(folder, tmp_path) == tmp_path
-    for place in (tmp_path / "speech", folder / "vita_tts_ckpt"):  # the one inside has priority
+    for place in (tmp_path / "speech", folder / "speech", tmp_path / "vita_tts_ckpt", folder / "vita_tts_ckpt"):
+        # each has priority over those before it
         (place / "decoder").mkdir(parents=True)
         (place / "decoder" / "model.json").write_text("[]")
         assert find_speech(folder) == place

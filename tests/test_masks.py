@@ -86,6 +86,12 @@ def test_new_columns_are_the_end_of_a_mask_that_covers_the_cached_ones_too(batch
     assert every is None if real.all() else every.equal(real)
 
 
+def test_cached_padding_stays_padding_where_no_new_column_is_padding():
+    cached = torch.tensor([[False, True], [True, True]])
+    cache = SimpleNamespace(length=2, mask=cached, padded=True)
+    assert all_columns(None, 2, 3, cache).tolist() == [[False, True, True, True, True], [True] * 5]
+
+
 def test_a_mask_of_another_shape_or_with_other_cached_columns_is_refused():
     real = torch.tensor([[True, False, True, True]])
     with pytest.raises(ValueError, match=r"\[1, 2\] or \[1, 4\], got \[1, 3\]"):

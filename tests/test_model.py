@@ -191,12 +191,12 @@ def test_lengths_keep_the_first_rows_of_a_sound_and_at_most_all(vita, given, row
     assert out.hidden_states[0].equal(torch.cat([vita.embed(ids(7)), sound[:, :rows], vita.embed(ids(8))], 1))
 
 
-@pytest.mark.parametrize("length, width, asked, rows", [(30, BINS, 60, 3), (30, BINS, 2, 2), (6, WIDTH, 60, 6), (6, WIDTH, 4, 4)])
-def test_lengths_for_llm_shorten_what_the_decoder_takes_and_not_what_is_encoded(vita, length, width, asked, rows):
+@pytest.mark.parametrize("length, width, kept, rows", [(30, BINS, 60, 3), (30, BINS, 2, 2), (6, WIDTH, 60, 6), (6, WIDTH, 4, 4)])
+def test_lengths_for_llm_shorten_what_the_decoder_takes_and_not_what_is_encoded(vita, length, width, kept, rows):
     sound = {"audios": noise(1, length, width), "lengths": [length]}
     whole = vita(ids(7, AUDIO), audios=sound, output_hidden_states=True).hidden_states[0]
-    cut = vita(ids(7, AUDIO), audios=sound | {"lengths_for_llm": [asked]}, output_hidden_states=True).hidden_states[0]
-    assert cut.equal(whole[:, : 1 + rows])
+    out = vita(ids(7, AUDIO), audios=sound | {"lengths_for_llm": [kept]}, output_hidden_states=True)
+    assert out.hidden_states[0].equal(whole[:, : 1 + rows])
 
 
 def test_learned_prompts_precede_a_sound_and_do_not_count_in_its_length():
@@ -211,6 +211,14 @@ def test_the_loss_is_the_mean_over_the_labels_that_are_not_below_zero(vita):
     out = vita(x, labels=labels)
     log_probs = out.logits[0].log_softmax(-1)
     torch.testing.assert_close(out.loss, -(log_probs[0, 8] + log_probs[3, 8]) / 2)
+
+
+def test_a_state_label_is_written_on_the_last_position_of_its_sound_and_is_not_in_the_loss(vita):
+    x, labels, sound = ids(7, AUDIO, 8), ids(7, -100, 8), noise(1, 4, WIDTH)
+    audios = {"audios": sound, "state_labels": [-102]}
+    assert vita.inputs(Batch(x, audios=audios, labels=labels)).labels.tolist() == [[7, -100, -100, -100, -102, 8]]
+    without = vita(x, audios={"audios": sound}, labels=labels)
+    assert vita(x, audios=audios, labels=labels).loss.equal(without.loss)
 
 
 def test_the_loss_has_gradients_in_every_part():
@@ -357,9 +365,9 @@ def test_the_loss_is_the_same_on_either_side_of_the_padding(vita):
 
 
 def test_a_mask_may_cover_cached_and_new_columns_beside_images_too(vita):
-    first = vita(ids(7, 8))
+    first = vita(ids(0, 7, 8), attention_mask=ids(0, 1, 1))
     whole = vita(ids(7, 8, IMAGE, 9), images=TILE).logits[:, 2:]
-    rest = vita(ids(IMAGE, 9), images=TILE, cache=first.cache, attention_mask=torch.ones(1, 4))
+    rest = vita(ids(IMAGE, 9, 0), images=TILE, cache=first.cache, attention_mask=ids(0, 1, 1, 1, 1, 0))
     torch.testing.assert_close(rest.logits, whole, **CLOSE)
 
 

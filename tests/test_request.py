@@ -21,6 +21,7 @@ from test_model import (
 )
 
 from vita_ref.fbank import log_mel
+from vita_ref.prompt import TEMPLATES
 from vita_ref.request import (
     PreparedRequest,
     Request,
@@ -111,6 +112,18 @@ def test_the_system_text_is_that_of_the_request_or_else_that_of_the_tokenizer():
     assert text(WithSystemPrompt(), system="") == text(TOKENIZER) == ids_of_text(turn)
 
 
+@pytest.mark.parametrize(
+    "medium, given", [("image", {"images": [TILE]}), ("video", {"video": FRAMES}), ("lang", {"audios": [SOUND]})]
+)
+def test_the_default_system_text_of_vitas_template_depends_on_the_media(medium, given):
+    config = replace(CONFIG, template="vita")
+    ids = prepare(config, prompt="hello", raw=False, **given).ids
+    assert ids[ids >= 0].tolist() == ids_of_text(
+        f"<|im_start|>system\n{TEMPLATES['vita'].default_system[medium]}<|im_end|>\n"
+        "<|im_start|>user\n hello<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_the_placeholder_ids_are_those_of_the_config():
     config = replace(CONFIG, image_token_index=-7, audio_token_index=-8)
     assert prepare(config, prompt="", images=[TILE], audios=[SOUND]).ids.tolist() == [-7, -8]
@@ -162,6 +175,18 @@ def test_a_video_may_be_a_folder_of_images(tmp_path):
     assert all(frame.shape == (1, 3, PIXELS, PIXELS) for frame in got.images)
     reds = [float(frame[0, 0].mean()) for frame in got.images]
     assert reds == sorted(set(reds))  # four different frames, in order
+
+
+@pytest.mark.parametrize("aspect_ratio", ["pad", "square"])
+def test_video_frames_are_padded_to_a_square_if_the_config_says_so_and_cropped_otherwise(tmp_path, aspect_ratio):
+    """The frame is white at its left and right quarter, and black between them: a crop leaves no white."""
+    frame = Image.new("RGB", (80, 40))
+    frame.paste("white", (0, 0, 20, 40))
+    frame.paste("white", (60, 0, 80, 40))
+    frame.save(tmp_path / "0.png")
+    got = prepare(replace(CONFIG, image_aspect_ratio=aspect_ratio), video=str(tmp_path), max_frames=1)
+    row = got.images[0][0, 0, PIXELS // 2]  # the middle row of the tile
+    assert bool(row[0] > row[PIXELS // 2] + 1) == (aspect_ratio == "pad")
 
 
 def test_a_batch_of_requests_has_all_media_in_the_order_of_its_rows():

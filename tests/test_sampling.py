@@ -50,8 +50,9 @@ def test_top_p_of_an_example():
     assert {p: kept_tokens(filter_top_p(logits, p))[0] for p in expected} == expected
 
 
-def test_top_p_stops_where_p_is_reached_exactly():
-    assert kept_tokens(filter_top_p(torch.zeros(1, 4), 0.5)) == [{0, 1}]
+@pytest.mark.parametrize("size", [4, 4096])
+def test_of_equal_logits_top_p_keeps_the_lowest_ids_until_p_is_reached_exactly(size):
+    assert kept_tokens(filter_top_p(torch.zeros(1, size), 0.5)) == [{*range(size // 2)}]
 
 
 def test_top_p_of_one_keeps_tokens_whose_probability_rounds_to_zero():

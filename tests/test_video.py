@@ -1,9 +1,14 @@
 """Videos become frames: which frames, which files, which features. Run: ``pytest tests/test_video.py``"""
 
+import itertools
 import json
 import math
+import os
 import struct
 import sys
+import time
+from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import grid_sample
 
-from vita_ref.video import frame_indices, load_frames, slow_fast
+from vita_ref import video
+from vita_ref.files import films, media
+from vita_ref.files.films import _upright, is_constant
+from vita_ref.image import open_image
+from vita_ref.video import frame_indices, iterate_frames, load_frames, slow_fast
 
 av = pytest.importorskip("av")
 few = settings(max_examples=60, deadline=None)
@@ -143,7 +152,7 @@ def test_arguments_out_of_range_are_refused_by_name():
     assert refusal(frame_indices, 9, 25, end=math.nan).startswith("end must be")
     assert refusal(frame_indices, 9, 25, start=math.inf).startswith("start must be")
     assert "start=4 s is after the end of the video" in refusal(frame_indices, 90, 25, start=4)
-    assert "90 frames at 25 per second" in refusal(frame_indices, 90, 25, start=4, end=8)
+    assert "it lasts 3.6 s" in refusal(frame_indices, 90, 25, start=4, end=8)
 
 
 # ---- slow and fast frames
@@ -352,3 +361,224 @@ def test_without_av_the_message_says_what_to_install_and_animations_still_work(t
     assert numbers(load_frames(tmp_path / "x.gif")) == [3]
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert refusal(load_frames, path) == "videos need Pillow: pip install Pillow"
+
+
+# ---- times, orientations and limits
+
+hostile = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def write_film(path, times, codec="libx264", rate=30):
+    """Writes a film whose frame i has the grey level of `grey_image` and is shown at times[i] (seconds)."""
+    base = Fraction(1, 1000)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = base
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_image(grey_image(i))
+            frame.pts, frame.time_base = round(time / base), base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+UNEVEN = [i / 30 for i in range(30)] + list(range(1, 11))  # 30 frames in the first second, then one a second
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "mov", "ts", "avi"])
+def test_a_film_without_a_constant_rate_shows_what_is_on_screen_at_each_second(tmp_path, kind):
+    path = write_film(tmp_path / f"x.{kind}", UNEVEN, "ffv1" if kind == "avi" else "libx264")
+    assert numbers(load_frames(path)) == [0, *range(30, 40)]
+    assert numbers(load_frames(path, start=3, end=6)) == [32, 33, 34, 35]
+    assert numbers(load_frames(path, fps=0.5)) == [0, 31, 33, 35, 37, 39]
+    assert numbers(load_frames(path, fps=10, end=0.5, max_frames=3)) == [0, 6, 15]
+    assert "start=11 s is after the end of the video: it lasts 10" in refusal(load_frames, path, start=11)
+
+
+def test_a_film_without_an_average_rate_is_read_by_its_times(tmp_path):
+    path = write_film(tmp_path / "x.ts", UNEVEN)
+    with av.open(str(path)) as film:
+        assert film.streams.video[0].average_rate is None
+    assert numbers(load_frames(path)) == [0, *range(30, 40)]
+
+
+@hostile
+@given(
+    st.lists(st.sampled_from([20, 100, 700, 2500]), min_size=3, max_size=25),
+    st.sampled_from([0.5, 1, 2, 3.7]),
+    st.integers(1, 40),
+)
+def test_the_frames_of_a_film_are_those_on_screen_at_evenly_spaced_times(tmp_path_factory, gaps, fps, most):
+    starts = [0, *np.cumsum(gaps).tolist()]  # ms
+    path = write_film(tmp_path_factory.mktemp("film") / "x.mkv", [start / 1000 for start in starts])
+    got = numbers(load_frames(path, fps=fps, max_frames=most))
+    if len(set(gaps)) > 1 and not is_constant([start / 1000 for start in starts], 30):
+        moments = [k * 1000 / fps for k in range(int(starts[-1] * fps / 1000 + 1e-9) + 1)]
+        count = min(max(len(moments), 4), most)
+        chosen = [moments[int(i)] for i in np.linspace(0, len(moments) - 1, count)]
+        assert got == [max(i for i, start in enumerate(starts) if start <= moment + 1) for moment in chosen]
+
+
+@given(st.integers(1, 500), st.floats(0.1, 240))
+@few
+def test_times_that_a_container_has_rounded_are_those_of_a_constant_rate(count, fps):
+    for unit in (0.001, 1 / 90_000):
+        times = [round(i / fps / unit) * unit for i in range(count)]
+        assert is_constant(times, fps) or unit * fps > 0.5
+    gap = 1 / fps
+    assert not is_constant([0, *(i * gap + gap for i in range(1, 9))], fps)
+    assert is_constant([None] * count, fps) and not is_constant([None] * count, 0)
+
+
+ORIENTATIONS = {
+    (a, b, c, d) for a, b, c, d in itertools.product((-1, 0, 1), repeat=4) if abs(a * d - b * c) == 1 and a * c == b * d == 0
+}
+
+
+@pytest.fixture(scope="module")
+def plain_film(tmp_path_factory):
+    levels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(levels).resize((48, 32), Image.Resampling.NEAREST)
+    return write_video(tmp_path_factory.mktemp("plain") / "x.mp4", [image] * 2)
+
+
+@pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
+def test_a_frame_is_turned_and_mirrored_as_its_display_matrix_says(plain_film, tmp_path, matrix):
+    a, b, c, d = matrix
+    content = bytearray(plain_film.read_bytes())
+    place = content.index(b"tkhd") + 44
+    struct.pack_into(">9i", content, place, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    (tmp_path / "x.mp4").write_bytes(content)
+    plain, got = np.array(load_frames(plain_film)[0]), np.array(load_frames(tmp_path / "x.mp4")[0])
+    y, x = np.mgrid[: plain.shape[0], : plain.shape[1]]
+    new_x, new_y = a * x + c * y, b * x + d * y
+    want = np.zeros_like(got)
+    want[new_y - new_y.min(), new_x - new_x.min()] = plain
+    assert np.array_equal(got, want)
+
+
+def test_all_eight_orientations_are_tested_and_others_are_rounded():
+    assert len(ORIENTATIONS) == 8
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    for matrix, turn in (((2, 0, 0, 1), None), ((-9, 3, 2, 8), "FLIP_LEFT_RIGHT"), ((1, 9, -9, 1), "ROTATE_270")):
+        a, b, c, d = (x << 12 for x in matrix)
+        data = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], np.int32).tobytes()
+        frame = SimpleNamespace(to_image=image.copy, side_data={"DISPLAYMATRIX": data})
+        want = image.transpose(Image.Transpose[turn]) if turn else image
+        assert np.array_equal(_upright(frame), want)
+
+
+def gif_of_size(path, width, height, count):
+    """An animation of ``count`` frames that store 2 x 2 pixels each, on a canvas of this size."""
+    frames = [Image.new("RGB", (2, 2), (i % 7 * 30,) * 3) for i in range(count)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50)
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", width, height)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_animation_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    start = time.process_time()
+    message = refusal(load_frames, gif_of_size(tmp_path / "x.gif", 5000, 5000, 300))
+    assert "300 frames of 5000 x 5000 are more than 1,000,000,000 pixels" in message
+    assert time.process_time() - start < 2
+    assert (tmp_path / "x.gif").stat().st_size < 20_000
+    assert len(load_frames(gif_of_size(tmp_path / "x.gif", 300, 200, 40))) == 4
+
+
+def test_the_images_of_a_folder_are_opened_one_by_one(tmp_path, monkeypatch):
+    for number in range(6):
+        grey_image(number).save(tmp_path / f"{number}.png")
+    opened = []
+    monkeypatch.setattr(video, "open_image", lambda source: opened.append(source.name) or open_image(source))
+    frames = iterate_frames(tmp_path)
+    assert numbers([next(frames), next(frames)]) == [0, 1] and opened == ["0.png", "1.png"]
+    assert isinstance(load_frames(tmp_path), list)
+
+
+def test_chosen_frames_that_do_not_fit_into_memory_together_are_refused(tmp_path, monkeypatch):
+    for number in range(4):
+        grey_image(number).save(tmp_path / f"{number}.png")
+    path = write_video(tmp_path / "x.mp4", grey_images(40))
+    monkeypatch.setattr(media, "MAX_HELD_PIXELS", 3 * 48 * 32)
+    for source in (tmp_path, path):
+        assert "4 frames of 48 x 32 are more than 4,608 pixels: lower max_frames" in refusal(load_frames, source)
+        assert len(load_frames(source, max_frames=3)) == 3
+    assert len(list(iterate_frames(tmp_path))) == 4
+
+
+def test_a_film_with_too_many_pixels_or_seconds_is_refused(tmp_path, monkeypatch):
+    path = write_film(tmp_path / "x.mkv", UNEVEN)
+    monkeypatch.setattr(media, "MAX_FILM_SECONDS", 9)
+    assert "it lasts 10 s, more than 9 s" in refusal(load_frames, path)
+    monkeypatch.setattr(films, "MAX_FILM_PIXELS", 9 * 48 * 32)
+    assert "its frames have more than 13,824 pixels" in refusal(load_frames, path)
+    monkeypatch.setattr(films, "MAX_PIXELS", 1000)
+    assert str(path) in refusal(load_frames, path)
+
+
+anything = st.none() | st.text(max_size=3) | st.floats() | st.integers(-(10**30), 10**30) | st.booleans()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(anything, anything, anything, anything)
+def test_options_of_any_kind_give_frames_or_one_line(gif, fps, most, start, end):
+    try:
+        frames = load_frames(gif, fps=fps, max_frames=most, start=start, end=end)
+        assert 1 <= len(frames) <= most
+    except ValueError as error:
+        assert str(error).isprintable() and len(str(error)) < 250
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(1, 10**12), st.floats(1e-8, 1e8), st.floats(1e-8, 1e8), seconds, st.floats(-1e8, 1e8))
+def test_extreme_rates_and_lengths_give_indices_or_one_line(count, fps, sample, start, end):
+    try:
+        indices = frame_indices(count, fps, sample_fps=sample, start=start, end=end)
+        assert all(0 <= i < count for i in indices)
+    except ValueError as error:
+        assert "after the end of the video" in str(error)
+
+
+@pytest.fixture(scope="module")
+def gif(tmp_path_factory):
+    return save_animation(tmp_path_factory.mktemp("gif") / "x.gif", grey_images(12), duration=500)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "mp4", "mkv"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_edited_video_gives_frames_or_one_line_and_nothing_on_standard_error(tmp_path, kind, capfd):
+    path = tmp_path / f"x.{kind}"
+    if kind in CODECS:
+        write_video(path, grey_images(6))
+    else:
+        save_animation(path, grey_images(6), duration=100)
+    intact = path.read_bytes()
+
+    @hostile
+    @given(st.lists(st.tuples(st.integers(0, len(intact) - 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))
+    def check(edits):
+        content = bytearray(intact)
+        for place, more in edits:
+            content[place : place + len(more)] = more
+        path.write_bytes(content)
+        try:
+            assert all(frame.mode == "RGB" for frame in load_frames(path))
+        except ValueError as error:
+            assert str(error).startswith(f"cannot read {path}: ")
+            assert str(error).isprintable() and len(str(error)) < 300
+
+    check()
+    assert capfd.readouterr().err == ""
+
+
+def test_devices_and_pipes_and_names_with_control_characters_are_refused_in_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "a device or a pipe" in refusal(load_frames, tmp_path / "pipe")
+    assert "a device or a pipe" in refusal(load_frames, "/dev/zero")
+    assert refusal(load_frames, "a\x1b[31m\n.mp4") == r"cannot read a\x1b[31m\n.mp4: no such file or folder"
+    assert len(refusal(load_frames, "x" * 5000)) < 150
+    assert refusal(load_frames, "a\0b").startswith(r"cannot read a\x00b: ")

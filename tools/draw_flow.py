@@ -106,7 +106,7 @@ def observe(folder=ROOT / "weights/demo", image=EXAMPLE):
 
 
 def span(rows, part):
-    """(start, end) of ``part`` [V, D] in ``rows`` [S, D]."""
+    """(start, end) of ``part`` [I, D] in ``rows`` [S, D]."""
     starts = range(len(rows) - len(part) + 1)
     return next((i, i + len(part)) for i in starts if rows[i : i + len(part)].equal(part))
 

@@ -10,11 +10,10 @@ C channels, W samples, J frames, M mel bins; window (400) samples of a frame, ba
 Test: ``pytest tests/test_fbank.py``
 """
 
-import os
-from pathlib import Path
-
 import torch
 from torch.nn.functional import pad
+
+from .files.sounds import check_length, check_samples, read_sound
 
 FULL_SCALE = 32768.0  # Kaldi works on 16-bit integers
 PRE_EMPHASIS = 0.97
@@ -27,23 +26,10 @@ def load_sound(source):
     """Reads a sound file (wav, flac, ogg or mp3), given as a path or as a binary file object.
 
     Shapes: -> [C, W] float32 in -1..1, and the sample rate in Hz
-    Raises: ValueError if the file is missing, cannot be decoded or has no samples.
+    Raises: ValueError if the file is missing, damaged, cut off or too long, or has samples that are not finite.
     """
-    try:
-        import soundfile
-    except ImportError:
-        raise ValueError("reading sound files needs soundfile: pip install soundfile") from None
-    is_path = isinstance(source, (str, os.PathLike))
-    name = str(source) if is_path else "the given sound"
-    if is_path and not Path(source).is_file():
-        raise ValueError(f"cannot read {name}: no such sound file")
-    try:
-        samples, sample_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: the file name ends in .raw
-        raise ValueError(f"cannot read {name} as wav, flac, ogg or mp3: {error}") from None
-    if not len(samples):
-        raise ValueError(f"cannot read {name}: it has no samples")
-    return torch.from_numpy(samples.T.copy()), sample_rate
+    samples, sample_rate = read_sound(source)
+    return torch.from_numpy(samples), sample_rate
 
 
 def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_shift=10.0, target_rate=16000):
@@ -51,7 +37,7 @@ def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_
 
     Shapes: [C, W] float in -1..1 -> [J, M] float32
     Units: frame_length and frame_shift in milliseconds, rates in Hz.
-    Raises: ValueError if the waveform has another shape or dtype.
+    Raises: ValueError if the waveform has another shape or dtype, is too long, or has samples that are not finite.
     Source: ``kaldi.fbank`` as upstream whale/init_model.py:36-60 calls it, without dither.
     """
     samples = _first_channel(waveform, sample_rate)
@@ -72,8 +58,8 @@ def _first_channel(waveform, sample_rate):
     if waveform.dim() != 2 or not len(waveform) or not waveform.is_floating_point():
         got = f"{waveform.dtype} {list(waveform.shape)}"
         raise ValueError(f"waveform must be [channels, samples] of floats in -1..1, got {got}")
-    if sample_rate <= 0:
-        raise ValueError(f"sample_rate must be above 0 Hz, got {sample_rate}")
+    check_length(waveform.shape[1], sample_rate, channels=1)
+    check_samples(waveform[0])
     return waveform[0].detach().float().cpu()  # quirk: channels after the first are ignored, as in upstream
 
 

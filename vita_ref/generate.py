@@ -2,28 +2,27 @@
 
     flags -> Request -> Vita.prepare -> Vita.answer -> text, piece by piece
 
-User errors print one line on standard error and exit with status 2.
+User errors print one line on standard error and exit with status 2; Ctrl-C exits quietly with status 130.
 
 Test: ``pytest tests/test_generate.py``
 """
 
-import json
 import sys
 import time
 
 import torch
 
+from .cli.batch import answer_batch
 from .cli.flags import check, parser, sampling_options, world_size
-from .cli.requests import GROUP, prepare_requests, read_requests
+from .cli.requests import read_requests
 from .cli.speak import speech_file
-from .cli.terminal import exit_status, loading_bar, only_first_rank_prints, watched
+from .cli.terminal import exit_status, json_line, loading_bar, run_process, watched
 from .model import Vita
 
 
 def main(argv=None):
     """Entry point; returns the exit status."""
-    with only_first_rank_prints():
-        return exit_status(run, parser().parse_args(argv))
+    return exit_status(run, parser(), argv)
 
 
 def run(args):
@@ -41,7 +40,7 @@ def run(args):
 
 
 def load(args):
-    """The model, the prepared requests, and the seconds that loading the model took."""
+    """The model, a list of one prepared request or of the lines of --batch, and the seconds that loading took."""
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -51,22 +50,27 @@ def load(args):
     options |= {"dtype": args.dtype and getattr(torch, args.dtype), "mmap": not args.no_mmap, "split": world_size() > 1}
     vita = Vita.from_pretrained(args.model, progress=loading_bar() if watched(args) else None, **options)
     seconds = time.perf_counter() - start
-    return vita, prepare_requests(requests, vita.prepare, args.batch), seconds
+    return vita, requests if args.batch else [vita.prepare(requests[0])], seconds
 
 
-def answer_all(vita, prepared, load_seconds, args):
-    """Answers and prints group by group."""
-    for start in range(0, len(prepared), GROUP):
-        answers, timing = answer(vita, prepared[start : start + GROUP], args)
+def answer_all(vita, requests, load_seconds, args):
+    """Answers and prints."""
+
+    def show(each, timing, line):
         timing = {"load_s": round(load_seconds, 4)} | timing
-        for each in answers:
-            if args.json or args.batch:
-                print(json.dumps(as_json(vita, each, args.top) | {"timing": timing}, ensure_ascii=False), flush=True)
-            else:
-                print(each.text if args.no_stream else "", flush=True)
-            if watched(args):
-                times = ", ".join(f"{name} {value}" for name, value in timing.items())
-                print(f"{times}, {each.prompt_counts()['total']} positions", file=sys.stderr)
+        if args.json or args.batch:
+            print(json_line(line | as_json(vita, each, args.top) | {"timing": timing}), flush=True)
+        else:
+            print(each.text if args.no_stream else "", flush=True)
+        if watched(args):
+            times = ", ".join(f"{name} {value}" for name, value in timing.items())
+            print(f"{times}, {each.prompt_counts()['total']} positions", file=sys.stderr)
+
+    if args.batch:
+        answer_batch(requests, vita.prepare, lambda group: answer(vita, group, args), show, args)
+    else:
+        [each], timing = answer(vita, requests, args)
+        show(each, timing, {})
 
 
 def answer(vita, prepared, args):
@@ -104,4 +108,4 @@ def as_json(vita, answer, top):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

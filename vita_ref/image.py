@@ -18,6 +18,16 @@ import zlib
 import numpy as np
 import torch
 
+from .files.media import (
+    MAX_TILE_PIXELS,
+    MAX_TILES,
+    check_array,
+    name_of,
+    quiet_stderr,
+    reason_of,
+)
+from .files.pictures import file_of, to_rgb
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,6 +40,8 @@ def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGEN
     """
     image = open_image(source)
     columns, rows = tile_grid(*image.size, tile=tile, max_tiles=max_tiles)
+    if columns * rows * tile * tile > MAX_TILE_PIXELS:
+        raise ValueError(f"{columns} x {rows} tiles of {tile} x {tile} pixels are too many: lower max_tiles")
     pixels = _normalise(image.resize((columns * tile, rows * tile)), mean, std)  # [3, rows*tile, columns*tile]
     tiles = pixels.reshape(3, rows, tile, columns, tile)  # [3, rows, tile, columns, tile]
     tiles = tiles.permute(1, 3, 0, 2, 4).reshape(rows * columns, 3, tile, tile)  # [N, 3, tile, tile]
@@ -40,10 +52,12 @@ def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGEN
 
 
 def open_image(source):
-    """A path, a binary file object or a PIL image as an 8-bit RGB PIL image, rotated as its EXIF orientation says.
+    """A path, a binary file object, a PIL image or a uint8 array as an RGB PIL image, rotated as its EXIF orientation says.
 
     Transparent pixels are drawn on white. The result for an animated file is its first frame, for an animated PIL image
     its current frame.
+
+    Shapes: an array is [Y, X], [Y, X, 3] or [Y, X, 4], grey, RGB or RGBA.
     Raises: ValueError with the name of the file if it is missing, damaged, too large or not an image.
     """
     try:
@@ -52,14 +66,18 @@ def open_image(source):
         raise ValueError("images need Pillow: pip install Pillow") from None
     name = _name(source)
     try:
+        if isinstance(source, np.ndarray):
+            check_array(source)
+            return to_rgb(Image.fromarray(np.ascontiguousarray(source)))
         if isinstance(source, Image.Image):
-            return _to_rgb(ImageOps.exif_transpose(source))
-        with Image.open(source) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(source))
+        with Image.open(file_of(source)) as image, quiet_stderr(image.format == "TIFF"):
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except Image.UnidentifiedImageError:
         reason = "it is not in a format that Pillow reads"
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
     raise ValueError(f"cannot read {name}: {reason}")
 
 
@@ -89,11 +107,13 @@ def _all_grids(min_tiles, max_tiles):
     """(columns, rows) of every grid with min_tiles to max_tiles tiles, sorted by the number of tiles."""
     grids = {
         (columns, rows)
-        for most in range(min_tiles, max_tiles + 1)
-        for columns in range(1, most + 1)
-        for rows in range(1, min(most, max_tiles // columns) + 1)
+        for columns in range(1, min_tiles + 1)
+        for rows in range(1, min(min_tiles, max_tiles // columns) + 1)
         if columns * rows >= min_tiles
     }
+    for most in range(min_tiles + 1, max_tiles + 1):  # upstream's order: those whose longer side is ``most``
+        grids.update((columns, most) for columns in range(1, min(most - 1, max_tiles // most) + 1))
+        grids.update((most, rows) for rows in range(1, min(most, max_tiles // most) + 1))
     # quirk: grids of equally many tiles keep the order of a Python set, as in upstream; it matters if min_tiles > 1
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
 
@@ -105,6 +125,8 @@ def _check_grid(width, height, tile, max_tiles, min_tiles):
         raise ValueError(f"tile must be at least 1 pixel, got {tile}")
     if not 1 <= min_tiles <= max_tiles:
         raise ValueError(f"expected 1 <= min_tiles <= max_tiles, got min_tiles={min_tiles} and max_tiles={max_tiles}")
+    if max_tiles > MAX_TILES:
+        raise ValueError(f"max_tiles must be at most {MAX_TILES}, got {max_tiles}")
 
 
 def _normalise(image, mean, std):
@@ -134,7 +156,7 @@ def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENE
         raise ValueError(f"tile must be at least 1 pixel, got {tile}")
     image = open_image(source)
     (width, height), short, long = image.size, min(image.size), max(image.size)
-    if (long * long if fit == "pad" else tile * tile * long // short) > MAX_PIXELS:
+    if max(tile * tile, long * long if fit == "pad" else tile * tile * long // short) > MAX_PIXELS:
         raise ValueError(f"{width} x {height} is too long and thin for fit={fit!r}: crop the image, or use load_tiles")
     square = _pad(image, tile, mean) if fit == "pad" else _crop(image, tile)
     return _normalise(square, mean, std)[None]  # [1, 3, tile, tile]
@@ -157,7 +179,7 @@ def _pad(image, tile, mean):
     return square.resize((tile, tile))
 
 
-# ---- rare modes, names and errors
+# ---- names and errors
 
 READ_ERRORS = (  # what Pillow raises for damaged files, in addition to Image.DecompressionBombError
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError,
@@ -165,40 +187,11 @@ READ_ERRORS = (  # what Pillow raises for damaged files, in addition to Image.De
 )  # fmt: skip
 
 
-def _to_rgb(image):
-    """A PIL image of any mode as RGB."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        return _scale_levels(image)
-    if image.has_transparency_data:  # upstream drops the alpha channel, which uncovers the colours below it
-        if image.mode == "La":  # Pillow converts La to LA only
-            image = image.convert("LA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _scale_levels(image):
-    """Integers of more than 8 bits or floats as RGB. Pillow would clip them at 255.
-
-    White is 65535 for integers. For floats it is 1, or 255 if any value is above 1.
-    """
-    from PIL import Image
-
-    values = np.nan_to_num(np.array(image, dtype=np.float64))
-    white = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
-    levels = np.rint(values.clip(0, white) * (255 / white))
-    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-
-
 def _name(source):
     """The name of an image for messages."""
     from PIL import Image
 
-    if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or "the given image"
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    if hasattr(source, "read"):
-        return getattr(source, "name", "the given image")
-    raise ValueError(f"an image must be a path, a file object or a PIL image, got {type(source).__name__}")
+    if isinstance(source, (Image.Image, np.ndarray, str, os.PathLike)) or hasattr(source, "read"):
+        return name_of(source, "image")
+    kinds = "a path, a file object, a PIL image or a uint8 array"
+    raise ValueError(f"an image must be {kinds}, got {type(source).__name__}")

@@ -158,8 +158,8 @@ class Vita(nn.Module):
         mask = batch.attention_mask
         if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
             mask = mask[:, -batch.input_ids.shape[1] :]  # [B, n]; it may cover the cached columns too
-        c, states = self.config, None if batch.audios is None else batch.audios.get("state_labels")
         features = self.image_features(batch.images, batch.sf_masks), self.audio_features(batch.audios)
+        c, states = self.config, None if batch.audios is None else batch.audios.get("state_labels")
         spliced = splice(
             batch.input_ids, self.embed, *features, mask, batch.labels,
             image_token=c.image_token_index, audio_token=c.audio_token_index,

@@ -124,7 +124,7 @@ def load_video(request, config):
     if isinstance(request.video, torch.Tensor):
         return list(request.video.split(1))
     c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
-    frames = video.load_frames(request.video, fps=request.fps, max_frames=request.max_frames)
+    frames = video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
     return [image.load_square(f, tile=c.image_size, fit=fit, mean=c.image_mean, std=c.image_std) for f in frames]
 
 

@@ -13,13 +13,17 @@ Test: ``pytest tests/test_video.py``
 """
 
 import math
+import numbers
 import re
+from bisect import bisect_right
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from torch.nn.functional import interpolate
 
+from .files import films, media
+from .files.messages import shown
 from .image import READ_ERRORS, open_image
 
 SLOW_EVERY, SLOW_SIDE, FAST_SIDE = 4, 12, 7  # every fourth frame keeps 12 x 12 features, the others 7 x 7
@@ -31,21 +35,40 @@ def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
 
     The images of a folder are one frame per second, sorted by name with numbers as numbers (2 before 10). For folders
     and animations no frame is repeated: if `frame_indices` would repeat one, up to 4 evenly spaced frames are chosen.
+    If the frame rate of a film is not constant, the frames on screen at the chosen times are taken; upstream counts by
+    number there too, which shows other times than it was asked for.
 
     Units: fps in chosen frames per second; start and end in seconds.
     Raises: ValueError if the video is missing, damaged or not a video, or if an option is out of range.
     """
+    frames = []
+    for frame in iterate_frames(source, fps=fps, max_frames=max_frames, start=start, end=end):
+        frames.append(frame)
+        media.check_held(*frame.size, len(frames), media.cut(source))
+    return frames
+
+
+def iterate_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
+    """`load_frames`, frame by frame: large images of a folder need not be in memory together."""
     try:
         path = Path(source)
     except TypeError:
         raise ValueError(f"a video must be a path, got {type(source).__name__}") from None
-    if not path.exists():
-        raise ValueError(f"cannot read {path}: no such file or folder")
+    try:
+        media.check_regular(path)
+        is_folder = path.is_dir()
+    except FileNotFoundError:
+        raise ValueError(f"cannot read {media.cut(path)}: no such file or folder") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {media.cut(path)}: {media.reason_of(error)}") from None
     options = {"start": start, "end": end, "max_frames": max_frames, "sample_fps": fps}
-    if path.is_dir():
+    _check_indices(1, 1, start, end, max_frames, fps)
+    if max_frames > media.MAX_FRAMES:
+        raise ValueError(f"max_frames must be at most {media.MAX_FRAMES}, got {shown(max_frames)}")
+    if is_folder:
         return _folder_frames(path, options)
     frames = _animation_frames(path, options)
-    return _video_frames(path, options) if frames is None else frames
+    return _film_frames(path, options) if frames is None else frames
 
 
 def frame_indices(num_frames, fps, *, start=None, end=None, max_frames=16, min_frames=4, sample_fps=1):
@@ -67,12 +90,11 @@ def frame_indices(num_frames, fps, *, start=None, end=None, max_frames=16, min_f
     if start is not None and end is not None:
         start, end = sorted((max(start, 0), max(end, 0)))
         end = end if end > start else start + 1
-    first = 0 if start is None else int(max(start, 0) * fps)
-    last = num_frames - 1 if end is None else min(int(max(end, 0) * fps), num_frames - 1)
+    first = 0 if start is None else int(min(max(start, 0) * fps, num_frames))
+    last = num_frames - 1 if end is None else int(min(max(end, 0) * fps, num_frames - 1))
     if first > last:
-        length = f"it has {num_frames} frames at {fps:g} per second"
-        raise ValueError(f"start={start} s is after the end of the video: {length}")
-    steps = range(first, last + 1, max(1, round(fps / sample_fps)))
+        raise ValueError(f"start={start} s is after the end of the video: it lasts {num_frames / fps:g} s")
+    steps = range(first, last + 1, max(1, round(min(fps / sample_fps, num_frames))))
     # quirk: fewer than min_frames are filled up by repeating frames, as upstream does, even if the video has others
     count = min(max(len(steps), min_frames), max_frames)
     return [steps[i] for i in np.linspace(0, len(steps) - 1, count, dtype=int)]
@@ -80,14 +102,14 @@ def frame_indices(num_frames, fps, *, start=None, end=None, max_frames=16, min_f
 
 def _check_indices(num_frames, fps, start, end, max_frames, sample_fps):
     for name, count in (("num_frames", num_frames), ("max_frames", max_frames)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise ValueError(f"{name} must be at least 1, got {shown(count)}")
     for name, rate in (("fps", fps), ("sample_fps", sample_fps)):
-        if not 0 < rate < math.inf:
-            raise ValueError(f"{name} must be a number of frames per second above 0, got {rate}")
+        if not isinstance(rate, numbers.Real) or not 1e-9 < rate < 1e9:
+            raise ValueError(f"{name} must be a number of frames per second above 0, got {shown(rate)}")
     for name, time in (("start", start), ("end", end)):
-        if time is not None and not math.isfinite(time):
-            raise ValueError(f"{name} must be a number of seconds, got {time}")
+        if time is not None and not (isinstance(time, numbers.Real) and abs(time) < 1e9):
+            raise ValueError(f"{name} must be a number of seconds, got {shown(time)}")
 
 
 def slow_fast(features, sf_masks):
@@ -123,82 +145,93 @@ def _pool(frame, side):
 
 # ---- one function for each kind of video; it returns the chosen frames
 
+STEPS = 1000  # in which the time from one sample to the next is divided if the frame rate is not constant
 
-def _video_frames(path, options):
+
+def _film_frames(path, options):
     """The chosen frames of a file that FFmpeg reads. If it has fewer than its header says, they are counted."""
     try:
         import av
     except ImportError:
         raise ValueError("videos need av: pip install vita-ref[video]") from None
+    name = media.cut(path)
     try:
-        with _open_video(path) as video:
-            stream = video.streams.best("video")
-            if stream is None or not stream.average_rate:
-                raise ValueError(f"cannot read {path}: no video stream found")
-            count, fps = stream.frames, float(stream.average_rate)
-        if count and (frames := _decode_frames(path, frame_indices(count, fps, **options))):
-            return frames
-        count = sum(1 for _ in _decode(path))
-        if not count:
-            raise ValueError(f"cannot read {path}: none of its frames can be decoded")
-        return _decode_frames(path, frame_indices(count, fps, **options))
+        with films.open_film(path) as film:
+            stream = film.streams.best("video")
+            if stream is None:
+                raise ValueError(f"cannot read {name}: no video stream found")
+            count, fps = stream.frames, float(stream.average_rate or 0)
+            times = films.times(packet for packet in film.demux(stream) if packet.size) if count else []
+        if count and films.is_constant(times, fps):
+            frames = films.decode_frames(path, frame_indices(count, fps, **options))
+            if frames:
+                return frames
+        times = films.times(films.decode(path))
+        if not times:
+            raise ValueError(f"cannot read {name}: none of its frames can be decoded")
+        return films.decode_frames(path, _film_indices(times, fps, options, name))
     except av.FFmpegError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read {name}: {media.reason_of(error)}") from None
 
 
-def _decode_frames(path, indices):
-    """The frames with these sorted indices, upright; None if the file ends before the last of them."""
-    frames = {}
-    for i, frame in enumerate(_decode(path)):
-        if i in indices:
-            frames[i] = frame.to_image().rotate(frame.rotation, expand=True)
-        if i == indices[-1]:
-            return [frames[i] for i in indices]
-    return None
-
-
-def _decode(path):
-    with _open_video(path) as video:
-        yield from video.decode(video.streams.best("video"))
-
-
-def _open_video(path):
-    import av
-
-    return av.open(str(path), metadata_errors="replace")  # a title is not always UTF-8
+def _film_indices(times, fps, options, name):
+    """The chosen frames of a film: by number as upstream at a constant rate, otherwise those on screen at the times."""
+    if films.is_constant(times, fps):
+        return frame_indices(len(times), fps, **options)
+    if times[-1] is None:
+        raise ValueError(f"cannot read {name}: it has neither a frame rate nor times of its frames")
+    if times[-1] > media.MAX_FILM_SECONDS:
+        raise ValueError(f"cannot read {name}: it lasts {times[-1]:,.0f} s, more than {media.MAX_FILM_SECONDS:,} s")
+    fine = STEPS * min(options["sample_fps"], 1000)  # a constant rate, at which a sample is every STEPS frames
+    steps = frame_indices(int(times[-1] * fine + 1e-6) + 1, fine, **options | {"sample_fps": fine / STEPS})
+    return [bisect_right(times, step / fine + 0.001) - 1 for step in steps]  # containers round times to 1 ms
 
 
 def _animation_frames(path, options):
     """The chosen frames of an animated image; None if Pillow does not read the file as one."""
     try:
-        from PIL import Image, ImageSequence
+        from PIL import Image
     except ImportError:
         raise ValueError("videos need Pillow: pip install Pillow") from None
-    durations = []  # ms
     try:
         image = Image.open(path, formats=("GIF", "PNG", "WEBP"))
-        for frame in ImageSequence.Iterator(image):
-            frame.load()  # only then is the duration of a WebP frame known
-            durations.append(frame.info.get("duration") or 100)  # viewers show a frame with duration 0 for 100 ms
+        media.check_regular(path, media.MAX_PICTURE_BYTES)
+        durations = _durations(image)
     except Image.UnidentifiedImageError:
         return None
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
-        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    frames = []
+        raise ValueError(f"cannot read {media.cut(path)}: {media.reason_of(error)}") from None
+    fps = 1000 * len(durations) / sum(durations)
+    return _frames_at(image, _distinct_indices(len(durations), fps, options))
+
+
+def _durations(image):
+    """The durations of the frames of an animated image, in ms."""
+    from PIL import ImageSequence
+
+    media.check_animation(*image.size, getattr(image, "n_frames", 1))
+    durations = []
+    for frame in ImageSequence.Iterator(image):
+        frame.load()  # only then is the duration of a WebP frame known
+        durations.append(frame.info.get("duration") or 100)  # viewers show a frame with duration 0 for 100 ms
+    return durations
+
+
+def _frames_at(image, indices):
     with image:
-        for i in _distinct_indices(len(durations), 1000 * len(durations) / sum(durations), options):
+        for i in indices:
             image.seek(i)
-            frames.append(open_image(image))
-    return frames
+            yield open_image(image)
 
 
 def _folder_frames(path, options):
-    """The chosen images of a folder."""
+    """The chosen images of a folder, read one by one."""
     files = [p for p in path.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not p.name.startswith(".")]
     if not files:
-        raise ValueError(f"{path} has no frames: expected images with the suffix {', '.join(FRAME_SUFFIXES)}")
+        suffixes = ", ".join(FRAME_SUFFIXES)
+        raise ValueError(f"{media.cut(path)} has no frames: expected images with the suffix {suffixes}")
     files.sort(key=lambda p: ([int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)], p.name))
-    return [open_image(files[i]) for i in _distinct_indices(len(files), 1, options)]
+    return (open_image(files[i]) for i in _distinct_indices(len(files), 1, options))
 
 
 def _distinct_indices(num_frames, fps, options):

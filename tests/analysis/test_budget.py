@@ -372,11 +372,12 @@ def test_the_vocabulary_size_is_that_of_the_tensors_where_the_config_of_a_vita_f
     assert result["weights"]["head"]["parameters"] == 300 * 24
 
 
-def test_the_table_says_what_is_cut_off_and_which_part_is_missing(run, tmp_path):
+def test_a_prompt_that_would_be_cut_off_is_refused_and_the_table_says_which_part_is_missing(run, tmp_path):
     folder = folder_of(tmp_path / "model", "vita-1.5", tokenizer_model_max_length=8)
     ask = ("--model", folder, "--prompt", "hi", "--raw")
-    assert "cut off" not in run(*ask)[1] and "without" not in run(*ask)[1]
-    assert "2 more exceed" in run(*ask[:3], "hi" * 5, "--raw")[1]
+    assert run(*ask)[0] == 0 and "without" not in run(*ask)[1]
+    status, out, err = run(*ask[:3], "hi" * 5, "--raw")
+    assert status == 2 and out == "" and "10 positions" in err and "at most 8" in err
     (folder / make_checkpoint.VISION_FOLDER).rename(tmp_path / "elsewhere")
     status, out, _ = run(*ask)
     assert status == 0 and "without vision: its folder" in out and "  vision  " not in out.split("KV cache")[0]

@@ -112,9 +112,9 @@ def test_words_that_are_run_together_share_their_time():
 
 def test_noise_gain_and_pauses_change_the_sound_and_not_the_words():
     text, manner = "How big is the pink heart?", speech.Manner("en", 150, 50)
-    heard = [speech.lesson(text, manner, Words(text), random.Random(seed)) for seed in range(6)]
-    assert len({round(lesson.bank.mean().item(), 3) for lesson in heard}) == 6
-    assert all({0, 1, 4, 5} <= set(lesson.labels.tolist()) for lesson in heard)
+    lessons = [speech.lesson(text, manner, Words(text), random.Random(seed)) for seed in range(6)]
+    assert len({round(lesson.bank.mean().item(), 3) for lesson in lessons}) == 6
+    assert all({0, 1, 4, 5} <= set(lesson.labels.tolist()) for lesson in lessons)
 
 
 def test_a_sound_without_words_has_silence_at_every_position():

@@ -5,20 +5,29 @@ import json
 import torch
 
 from ..analysis import budget
+from ..files.messages import shown
 from ..loading import demo_folder
-from ..request import prepare_request
+from ..request import check_length, prepare_request
+from .batch import GROUP
 from .flags import check, world_size
-from .requests import GROUP, prepare_requests, read_requests
+from .requests import prepare_lines, read_requests
 
 
 def dry_run(a):
-    """Prints what the requests of the flags need, as a table or as JSON."""
+    """Prints what the requests of the flags need, as a table or as JSON. Raises: ValueError if one is not answerable."""
     check(a)
     folders = {"vision_dir": a.vision_dir, "audio_dir": a.audio_dir, "speech_dir": a.speech_dir}
     vita, disk = budget.meta_model(a.model or demo_folder(), **folders)
-    prepared = prepare_requests(
-        read_requests(a), lambda request: prepare_request(request, vita.config, vita.tokenizer), a.batch
-    )
+
+    def prepare(request):
+        prepared = prepare_request(request, vita.config, vita.tokenizer)
+        check_length(vita.config, prepared)
+        return prepared
+
+    requests = read_requests(a)
+    prepared = prepare_lines(requests, prepare) if a.batch else [prepare(requests[0])]
+    if bad := [(line, each) for line, each in zip(requests, prepared) if isinstance(each, ValueError)]:
+        raise ValueError(f"{shown(a.batch)} request {bad[0][0].number}: {bad[0][1]}")
     ranks = a.ranks or world_size()
     options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
     options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens, "group": GROUP}

@@ -2,36 +2,70 @@
 
 import argparse
 import os
-from pathlib import Path
+import re
 
 import torch
 
+from ..files.messages import shown
 from ..sampling import Sampling
+from .output import check_output
+from .terminal import one_line
+
+EPILOG = """exit status: 0; 2 for errors that you can fix, with one line on standard error; 130 after Ctrl-C, 143 after SIGTERM.
+
+limits: --batch 64 MB; --system-file 1 MB; an image from standard input 256 MB; --max-new-tokens 1,000,000; --max-tiles 1,000;
+--threads four for each processor, or 64.
+
+--batch: each line is an object with prompt, images, audios, video and id, all optional; the answer repeats the id. A line with an
+error becomes {"id": ..., "error": "..."} in its place, the others are answered, and the exit status is 2.
+
+--audio and a question: the sound is the question. The demo and VITA-1.5 were trained with a spoken or a written question, not
+with both. With both, the sound comes first in the prompt and the text follows; the answer may be about either.
+"""
 
 
 class Parser(argparse.ArgumentParser):
     """Prints errors as one line, without the usage."""
 
     def error(self, message):
-        self.exit(2, f"vita_ref: {message} (--help lists the flags)\n")
+        self.exit(2, f"vita_ref: {one_line(message, 240)} (--help lists the flags)\n")
+
+
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one, which would silently replace the first."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: leave one out")
+        setattr(namespace, self.dest, value)
+
+
+def path(text):
+    """The type of a flag that names a file or a folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("a name must not be empty or contain a zero byte")
+    return text
 
 
 def parser():
     """The flags of the command line, with their defaults."""
-    p = Parser(prog="python -m vita_ref.generate", description="Answers a question about images, sounds or a video.")
+    p = Parser(prog="python -m vita_ref.generate", description="Answers a question about images, sounds or a video.",
+               epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    file, once = {"metavar": "PATH", "type": path}, {"metavar": "TEXT", "action": Once}
+    folder, repeatable = {"metavar": "DIR", "type": path}, {"action": "append", "default": []}
     p.add_argument("question", nargs="?", metavar="QUESTION", help="the same as --prompt")
-    p.add_argument("--model", metavar="DIR", help="checkpoint folder (default: the demo weights)")
-    p.add_argument("--vision-dir", metavar="DIR", help="folder of a VITA-1.5 checkpoint's vision config")
-    p.add_argument("--audio-dir", metavar="DIR", help="folder of a VITA-1.5 checkpoint's train.yaml")
-    p.add_argument("--speech-dir", metavar="DIR", help="folder of the speech weights, with decoder/ and codec/")
-    p.add_argument("--prompt", metavar="TEXT", help="the question; may hold <image>, <audio> and <video>")
-    p.add_argument("--image", metavar="PATH", action="append", default=[], help="an image, or - for standard input; repeatable")
-    p.add_argument("--audio", metavar="PATH", action="append", default=[], help="a sound: wav, flac, ogg, mp3; repeatable")
-    p.add_argument("--video", metavar="PATH", help="a video file, an animated image, or a folder of frames")
+    p.add_argument("--model", **folder, help="checkpoint folder (default: the demo weights)")
+    p.add_argument("--vision-dir", **folder, help="folder of a VITA-1.5 checkpoint's vision config")
+    p.add_argument("--audio-dir", **folder, help="folder of a VITA-1.5 checkpoint's train.yaml")
+    p.add_argument("--speech-dir", **folder, help="folder of the speech weights, with decoder/ and codec/")
+    p.add_argument("--prompt", **once, help="the question; may hold <image>, <audio> and <video>")
+    p.add_argument("--image", **file, **repeatable, help="an image, or - for standard input; repeatable")
+    p.add_argument("--audio", **file, **repeatable, help="a sound: wav, flac, ogg, mp3; repeatable; see below")
+    p.add_argument("--video", **file, action=Once, help="a video file, an animated image, or a folder of frames")
     p.add_argument("--fps", type=float, default=1.0, help="video frames sampled per second (default: 1)")
     p.add_argument("--max-frames", type=int, default=16, help="video frames at most (default: 16)")
-    p.add_argument("--system", metavar="TEXT", help="system prompt (default: the checkpoint's own)")
-    p.add_argument("--system-file", metavar="PATH", help="system prompt from a file")
+    p.add_argument("--system", **once, help="system prompt (default: the checkpoint's own)")
+    p.add_argument("--system-file", **file, action=Once, help="system prompt from a file")
     p.add_argument("--raw", action="store_true", help="use the prompt as it is, without the chat template")
     p.add_argument("--max-new-tokens", type=int, default=256, help="length of the answer at most (default: 256)")
     p.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy (default: 0)")
@@ -45,14 +79,16 @@ def parser():
                    help="plain: torch's products; fast: those chosen for this processor class (default: auto)")  # fmt: skip
     p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for long prompts and --batch")
     p.add_argument("--no-mmap", action="store_true", help="copy the weights, so that their file may be overwritten")
-    p.add_argument("--device", default="cpu", help="torch's name of the device (default: cpu)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: cpu)")
     p.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
     p.add_argument("--max-tiles", type=int, help="tiles per image at most; 1 turns tiling off (default: the checkpoint's)")
     p.add_argument("--no-stream", action="store_true", help="print the answer once at the end")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
-    p.add_argument("--batch", metavar="FILE", help="JSON lines, one request each; the answers are JSON lines")
+    p.add_argument("--batch", metavar="FILE", type=path, action=Once,
+                   help="JSON lines, one request each; the answers are JSON lines")  # fmt: skip
+    p.add_argument("--batch-stop", action="store_true", help="end at the first line of --batch that has an error")
     p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
-    p.add_argument("--speak", metavar="OUT.wav", help="also write the answer as speech")
+    p.add_argument("--speak", metavar="OUT.wav", type=path, action=Once, help="also write the answer as speech")
     p.add_argument("--speed", type=float, default=1.0, help="speed of the speech, 0.5 to 2 (default: 1)")
     p.add_argument("--dry-run", action="store_true", help="print the memory and operations needed, without reading weights")
     p.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for each of N processes (default: WORLD_SIZE)")
@@ -60,7 +96,19 @@ def parser():
     return p
 
 
-LEAST = {"fps": 1e-3, "max_frames": 1, "max_new_tokens": 1, "threads": 1, "max_tiles": 1, "top": 0, "ranks": 1}
+INT32 = 2**31 - 1
+RANGES = {
+    "fps": (1e-3, 1e3),
+    "max_frames": (1, INT32),
+    "max_new_tokens": (1, 10**6),
+    "threads": (1, max(64, 4 * (os.cpu_count() or 1))),  # torch starts them all, and a system refuses too many
+    "max_tiles": (1, 1000),
+    "top": (0, INT32),
+    "top_k": (0, INT32),
+    "ranks": (1, INT32),
+    "speed": (0.5, 2),
+    "seed": (-(2**63), 2**64 - 1),  # as in torch
+}
 
 
 def check(a):
@@ -68,18 +116,18 @@ def check(a):
 
     Raises: ValueError that names the flag.
     """
-    for name, least in LEAST.items():
+    for name, (least, most) in RANGES.items():
         value = getattr(a, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if value is not None and not least <= value <= most:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be at least {least} and at most {most}, got {shown(value)}")
     sampling_options(a).check()
-    if not 0.5 <= a.speed <= 2:
-        raise ValueError(f"--speed must be between 0.5 and 2, got {a.speed}")
     if a.question is not None and a.prompt is not None:
         raise ValueError("the question is given twice, as an argument and as --prompt: leave one out")
     a.prompt = a.question if a.prompt is None else a.prompt
     check_combinations(a)
-    check_speech_file(a.speak)
+    if a.speak:
+        check_output(a.speak)
     check_device(a.device)
 
 
@@ -90,6 +138,7 @@ def check_combinations(a):
         "--top needs --json": a.top and not (a.json or a.batch),
         "--pack and --quantize cannot be combined": a.pack and a.quantize,
         "--ranks needs --dry-run": a.ranks and not a.dry_run,
+        "--batch-stop needs --batch": a.batch_stop and not a.batch,
         "--system and --system-file are the same option: give one": a.system is not None and a.system_file is not None,
         "standard input holds one image: give --image - once": a.image.count("-") > 1,
         "--batch reads its requests from the file: leave out the prompt, --image, --audio, --video and --speak":
@@ -102,22 +151,16 @@ def check_combinations(a):
             raise ValueError(message)
 
 
-def check_speech_file(path):
-    """Refuses a file that cannot be created."""
-    if path and not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"--speak {path}: its folder does not exist")
-    if path and Path(path).is_dir():
-        raise ValueError(f"--speak {path}: this is a folder, give a file name")
-
-
 def check_device(name):
     """Refuses a device that torch cannot use here."""
-    if name == "meta":
+    if name.startswith("meta"):
         raise ValueError("--device meta has no values: use --dry-run to see what a request needs")
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", name):
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 (a number), mps or xpu, got {shown(name)}")
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 - each backend raises its own class
+        raise ValueError(f"--device {name} cannot be used here: {one_line(error, 120)}") from None
 
 
 def sampling_options(a, generator=None):
@@ -127,5 +170,10 @@ def sampling_options(a, generator=None):
 
 
 def world_size():
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun has started; 1 without it. Raises: ValueError for an environment it has not made."""
+    size, rank = (os.environ.get(name, default) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", size):
+        raise ValueError(f"the environment variable WORLD_SIZE must be a number of processes, got {shown(size)}: unset it")
+    if int(size) > 1 and not (re.fullmatch(r"\d{1,6}", rank) and int(rank) < int(size)):
+        raise ValueError(f"the environment variable RANK must be below WORLD_SIZE, {size}, got {shown(rank)}: unset both")
+    return int(size)

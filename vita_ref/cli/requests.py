@@ -1,67 +1,137 @@
-"""The requests that the flags or a --batch file describe."""
+"""The request that the flags describe, and those in the lines of a --batch file."""
 
 import io
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+from ..files.messages import shown
 from ..request import Request
+from .terminal import one_line, user_message
 
-GROUP = 8  # requests of a --batch file that are answered together
+SYSTEM_LIMIT, BATCH_LIMIT, IMAGE_LIMIT = 2**20, 2**26, 2**28  # characters, characters and bytes; --help names them
+KINDS = {"prompt": str, "images": list, "audios": list, "video": str, "id": (str, int, float)}
+
+
+class Line(NamedTuple):
+    """A line of a --batch file: its number among those that are not empty, its id, and a `Request` or a ValueError."""
+
+    number: int
+    id: object
+    request: Request | ValueError
 
 
 def read_requests(a):
-    """A list of `Request`. Raises: ValueError that names the file, and the request in it."""
-    system = a.system if a.system_file is None else read_text(a.system_file)
+    """A list of one `Request`, or of the `Line` objects of a --batch file. Raises: ValueError that names the file."""
+    system = a.system if a.system_file is None else read_text(a.system_file, SYSTEM_LIMIT)
     common = {"system": system, "raw": a.raw, "max_tiles": a.max_tiles, "fps": a.fps, "max_frames": a.max_frames}
-    if not a.batch:
-        images = [io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in a.image]
-        return [Request(a.prompt, images, a.audio, a.video, **common)]
-    lines = [line for line in read_text(a.batch).split("\n") if line.strip()]
-    if not lines:
-        raise ValueError(f"{a.batch} has no requests")
-    requests = []
-    for number, line in enumerate(lines, 1):
-        try:
-            requests.append(Request(**parse_line(line, Path(a.batch).parent), **common))
-        except ValueError as error:
-            raise ValueError(f"{a.batch} request {number}: {error}") from None
-    return requests
+    if a.batch:
+        lines = [line for line in read_text(a.batch, BATCH_LIMIT).split("\n") if line.strip()]
+        if not lines:
+            raise ValueError(f"{shown(a.batch)} has no requests")
+        return [read_line(line, number, Path(a.batch).parent, common) for number, line in enumerate(lines, 1)]
+    images = [standard_input() if path == "-" else path for path in a.image]
+    return [check_prompt(Request(a.prompt, images, a.audio, a.video, **common))]
 
 
-def read_text(path):
-    """The content of a text file. Raises: ValueError."""
+def check_prompt(request):
+    """Returns the request unchanged. Raises: ValueError if it asks nothing."""
+    if request.prompt == "" and not (request.images or request.audios or request.video):
+        raise ValueError("the prompt is empty: ask something, or give an image, a sound or a video")
+    return request
+
+
+def read_text(path, limit):
+    """The content of a text file of at most ``limit`` characters. Raises: ValueError."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(limit + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+        raise ValueError(f"cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}") from None
+    if len(text) > limit:
+        raise ValueError(f"cannot read {shown(path)}: it is longer than {limit:,} characters")
+    return text
 
 
-def parse_line(line, folder):
-    """The fields of one line of a --batch file. Its paths are relative to the file's folder."""
+def standard_input():
+    """The bytes of standard input as a file. Raises: ValueError."""
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        raise ValueError("--image - reads an image from standard input, which is closed or a text: send a file to it")
+    data = stream.read(IMAGE_LIMIT + 1)
+    if not data or len(data) > IMAGE_LIMIT:
+        problem = f"is larger than {IMAGE_LIMIT:,} bytes" if data else "is empty"
+        raise ValueError(f"--image - reads an image from standard input, which {problem}: send a file to it")
+    return io.BytesIO(data)
+
+
+# ---- the lines of a --batch file
+
+
+def read_line(line, number, folder, common):
+    """A line of a --batch file as a `Line`. Its paths are relative to the file's folder."""
+    raw = None
     try:
-        raw = json.loads(line)
+        raw = parse_line(line)
+        paths = {name: [join(folder, path) for path in raw.get(name) or []] for name in ("images", "audios")}
+        paths["video"] = None if raw.get("video") is None else join(folder, raw["video"])
+        return Line(number, raw.get("id"), check_prompt(Request(raw.get("prompt"), **paths, **common)))
     except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    if not isinstance(raw, dict) or not set(raw) <= {"prompt", "images", "audios", "video"}:
-        raise ValueError("expected an object with prompt, images, audios, video")
-    for name, kind in (("prompt", str), ("video", str), ("images", list), ("audios", list)):
-        if raw.get(name) is not None and not isinstance(raw[name], kind):
-            raise ValueError(f"{name} must be a {kind.__name__}, got {type(raw[name]).__name__}")
-    for name in ("images", "audios"):
-        if not all(isinstance(path, str) for path in raw.get(name) or []):
-            raise ValueError(f"{name} must be a list of paths, got {json.dumps(raw[name])}")
-    paths = {name: [str(folder / path) for path in raw.get(name) or []] for name in ("images", "audios")}
-    video = None if raw.get("video") is None else str(folder / raw["video"])
-    return {"prompt": raw.get("prompt"), "video": video} | paths
+        return Line(number, line_id(raw or line), error)
 
 
-def prepare_requests(requests, prepare, batch=None):
-    """``prepare`` of each request. An error says which request of the --batch file it is about."""
+def parse_line(line):
+    """The fields of a line. Raises: ValueError for one that is not an object with these fields."""
+    try:
+        raw = json.loads(line, parse_constant=refuse_constant)
+    except RecursionError:
+        raise ValueError("not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {one_line(error, 160)}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected an object with {', '.join(KINDS)}, got {type(raw).__name__}")  # noqa: TRY004
+    if unknown := sorted(raw.keys() - KINDS):
+        raise ValueError(f"expected an object with {', '.join(KINDS)}, got {shown(unknown[0])}")
+    for name, kind in KINDS.items():
+        value = raw.get(name)
+        if value is not None and not isinstance(value, kind):
+            expected = "a text or a number" if name == "id" else f"a {kind.__name__}"
+            raise ValueError(f"{name} must be {expected}, got {type(value).__name__}")
+        if isinstance(value, list) and not all(isinstance(path, str) for path in value):
+            raise ValueError(f"{name} must be a list of paths, got {shown(value)}")
+    return raw
+
+
+def refuse_constant(name):
+    """Refuses NaN and Infinity, which Python's parser takes."""
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def line_id(line):
+    """The id of a line that has an error, None if it cannot be read."""
+    try:
+        raw = json.loads(line) if isinstance(line, str) else line
+        return raw["id"] if isinstance(raw["id"], KINDS["id"]) else None
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
+
+
+def join(folder, path):
+    """A path in a line as one that can be opened. Raises: ValueError."""
+    if not path or "\0" in path:
+        raise ValueError("the name of a file must not be empty or contain a zero byte")
+    return str(folder / path)
+
+
+def prepare_lines(lines, prepare):
+    """``prepare`` of the request of each line; a ValueError in its place if it has an error."""
     prepared = []
-    for number, request in enumerate(requests, 1):
+    for line in lines:
         try:
-            prepared.append(prepare(request))
-        except ValueError as error:
-            raise ValueError(f"{batch} request {number}: {error}" if batch else str(error)) from None
+            prepared.append(line.request if isinstance(line.request, ValueError) else prepare(line.request))
+        except Exception as error:
+            if (message := user_message(error)) is None:
+                raise
+            prepared.append(ValueError(message))
     return prepared

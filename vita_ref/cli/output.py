@@ -1,0 +1,78 @@
+"""A file that is complete or not there: written under another name, and renamed at the end.
+
+Test: ``pytest tests/cli/test_speak.py``
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from ..files.messages import shown
+
+
+def check_output(path):
+    """Refuses a file that cannot be written. Returns whether it exists and is no regular file, but a device or a pipe."""
+    with output_errors(path):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            mode = None
+        folder = Path(os.path.realpath(path)).parent
+        if mode is None and not folder.is_dir():
+            raise ValueError(f"--speak {shown(path)}: its folder does not exist")
+        if mode is not None and stat.S_ISDIR(mode):
+            raise ValueError(f"--speak {shown(path)}: this is a folder, give a file name")
+        is_device = mode is not None and not stat.S_ISREG(mode)
+        if not os.access(path if mode else folder, os.W_OK) or not (is_device or os.access(folder, os.W_OK)):
+            raise ValueError(f"--speak {shown(path)}: you may not write there")
+    return is_device
+
+
+@contextlib.contextmanager
+def complete_file(path):
+    """The name of a new file to write. When the block ends without an exception it becomes ``path``, else it is removed.
+
+    A link is followed. What is written to a device or a pipe goes into it at the end.
+    """
+    with contextlib.ExitStack() as stack:
+        is_device, target = check_output(path), os.path.realpath(path)
+        with output_errors(path):
+            device = stack.enter_context(open(path, "wb")) if is_device else None
+            temporary = new_file(tempfile.gettempdir() if device else os.path.dirname(target))
+        stack.callback(remove, temporary)
+        yield temporary
+        with output_errors(path):
+            if device:
+                with open(temporary, "rb") as complete:
+                    shutil.copyfileobj(complete, device)
+                device.close()
+            else:
+                if os.path.exists(target):
+                    shutil.copymode(target, temporary)
+                os.replace(temporary, target)
+
+
+def new_file(folder):
+    """The name of a new empty file in a folder. No other file has it."""
+    path = os.path.join(folder, f".vita_ref-{secrets.token_hex(8)}.part")
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return path
+
+
+def remove(path):
+    """Removes a file if it is still there."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+@contextlib.contextmanager
+def output_errors(path):
+    """Turns an OSError into a ValueError that names the flag."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"--speak {shown(path)}: {error.strerror or error}") from None
