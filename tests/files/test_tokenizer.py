@@ -578,7 +578,7 @@ def test_words_that_a_vocabulary_without_unk_does_not_have_are_refused(tmp_path)
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"bos_token": 5}, "a special token must be a text or an object with a text as content, got 5"),
+        ({"bos_token": 5}, "bos_token must be a text or an object with a text as content, got 5"),
         ({"chat_template": [1]}, "a chat_template that is a list must have objects with name and template"),
         ({"chat_template": 5}, "chat_template must be a text, got 5"),
         ({"add_bos_token": "false"}, "add_bos_token must be true or false, got 'false'"),

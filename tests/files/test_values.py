@@ -1,12 +1,15 @@
 """Reading small files within bounds: size, nesting, aliases; and building dataclasses from their values."""
 
 import json
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from hostile import deep, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vita_ref import fields
 from vita_ref.config import DecoderConfig, YarnConfig
 from vita_ref.files import values
 from vita_ref.files.messages import one_line_errors
@@ -122,3 +125,12 @@ def test_a_dataclass_inside_another_is_built_from_its_object():
         build(DecoderConfig, sizes | {"rope_scaling": yarn | {"factor": 0.5}}, "a")
     with pytest.raises(ValueError, match="YarnConfig has unknown fields: fcator"):
         build(DecoderConfig, sizes | {"rope_scaling": yarn | {"fcator": 0.5}}, "a")
+
+
+def test_the_table_of_limits_has_the_numbers_of_the_code():
+    table = (Path(__file__).parents[2] / "tools" / "limits.md").read_text(encoding="utf-8")
+    limits = {f'values.LIMITS["{name}"]': size for name, size in values.LIMITS.items()}
+    limits |= {f"values.{name}": getattr(values, name) for name in ("DEEPEST", "MOST_VALUES")}
+    limits |= {f"fields.{name}": get_args(getattr(fields, name))[-1] for name in ("Layers", "Size", "Vocabulary")}
+    for name, number in limits.items():
+        assert f"| {number:,} | `{name}` |" in table, name

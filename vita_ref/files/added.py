@@ -36,14 +36,14 @@ def _read_optional(path):
     return read_json(path, limit="index") if os.path.isfile(path) else {}
 
 
-def token_name(token):
+def token_name(token, role="a special token"):
     """The name of a special token, which is written as a string, as an object with ``content``, or as null.
 
     Raises: ValueError for anything else.
     """
     name = token.get("content", 0) if isinstance(token, dict) else token
     if type(name) not in (str, type(None)):
-        raise ValueError(f"a special token must be a text or an object with a text as content, got {shown(token)}")
+        raise ValueError(f"{role} must be a text or an object with a text as content, got {shown(token)}")
     return name
 
 
@@ -59,7 +59,8 @@ def added_tokens(folder, settings):
         more = settings.get("additional_special_tokens") or []
         if type(more) is not list:
             raise ValueError(f"additional_special_tokens must be a list, got {shown(more)}")
-        for name in filter(None, map(token_name, [*(settings.get(role) for role in ROLES), *more])):
+        names = [token_name(settings.get(role), role) for role in ROLES] + [*map(token_name, more)]
+        for name in filter(None, names):
             added[name] = added.get(name, dict.fromkeys(FLAGS, False) | {"id": None}) | {"special": True}
         for name, flags in added.items():
             _check_token(name, flags)
