@@ -22,6 +22,7 @@ from vita_ref.generate import main
 from vita_ref.loading import demo_folder
 from vita_ref.model import Step
 from vita_ref.request import Request
+from vita_ref.sampling import Sampling
 
 CONFIG = replace(
     VitaConfig.preset("demo"),
@@ -137,6 +138,35 @@ def test_streaming_no_stream_json_and_respond_give_the_same_text_after_a_state_m
     assert found["token_ids"] == list(text.encode())
     assert run("hi", model=vita_folder) == run("hi", "--no-stream", model=vita_folder) == (0, printed + "\n", "")
     assert Vita.from_pretrained(vita_folder).respond("hi") == printed.strip()
+
+
+def test_an_answer_ends_at_the_stop_text_of_the_template(monkeypatch, run, vita_folder):
+    """VITA's template ends an answer at <|im_start|>, which is none of the checkpoint's end tokens."""
+    vita = Vita.from_pretrained(vita_folder)
+    stop = vita.tokenizer.id_of("<|im_start|>")
+    assert stop is not None and stop not in vita.config.eos_token_ids
+    text = "yes"
+
+    def scripted_steps(self, x, options):
+        for token in [*text.encode(), stop, *b"no"]:
+            yield Step(torch.tensor([token]), torch.zeros(1, 300))
+
+    monkeypatch.setattr(Vita, "steps", scripted_steps)
+    found = json.loads(run("hi", "--json", model=vita_folder)[1])
+    assert (found["text"], found["finish_reason"], found["token_ids"]) == (text, "stop", list(text.encode()))
+
+
+def test_the_loop_stops_at_the_stop_text_of_the_template(vita_folder):
+    vita = Vita.from_pretrained(vita_folder)
+    stop = vita.tokenizer.id_of("<|im_start|>")
+    assert stop in vita.stop_ids
+    bias = torch.zeros(vita.config.decoder.vocab_size)
+    bias[stop] = 1e4  # it is the likeliest token from the first step on
+    vita.decoder.lm_head.register_forward_hook(lambda head, args, logits: logits + bias)
+    assert vita.respond("hi", max_new_tokens=9) == ""
+    [prepared] = [vita.prepare(Request("hi"))]
+    steps = [[answer.token_ids for answer in answers] for answers in vita.answer([prepared], Sampling(max_new_tokens=9))]
+    assert len(steps) == 2  # the step of the stop token, and the end
 
 
 def test_a_streamed_answer_is_printed_piece_by_piece(monkeypatch, run):

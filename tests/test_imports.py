@@ -55,6 +55,7 @@ USES = {  # the sub-packages that a reading file imports at its top
     "generate": {"cli"},
     "image": {"files"},
     "loading": {"files"},
+    "request": {"files"},
     "speech": {"files", "voice"},
     "video": {"files"},
 }

@@ -128,5 +128,5 @@ def int_list(given, name, n):
         return [None] * n
     values = [int(x) for x in given]
     if len(values) != n or min(values, default=0) < 0:
-        raise ValueError(f"{name} must have an integer of at least 0 for each of {n} audios, got {values}")
+        raise ValueError(f"{name} must have {n} integers of at least 0, one for each sound, got {values}")
     return values

@@ -119,7 +119,7 @@ class Vita(nn.Module):
         if sf_masks is None:
             return features
         if len(sf_masks) != len(features):
-            raise ValueError(f"sf_masks has {len(sf_masks)} entries for {len(features)} images")
+            raise ValueError(f"sf_masks must have {len(features)} entries, one for each image, got {len(sf_masks)}")
         if any(mask > 0 and len(t) > 1 for mask, t in zip(sf_masks, tiles)):
             raise ValueError("a frame that sf_masks marks must be one tile: give each frame as an entry of its own")
         return slow_fast(features, sf_masks)

@@ -15,6 +15,7 @@ import torch
 
 from . import fbank, image, video
 from .audio import MIN_FRAMES, audio_token_count
+from .files.messages import counted
 from .inputs import Batch
 from .prompt import encode_prompt, expand_video, place_media, render
 from .splice import check_counts, runs
@@ -174,7 +175,7 @@ def audio_positions(config, sound):
     if sound.shape[-1] == config.decoder.hidden_size != (encoder and encoder.num_mel_bins):
         return len(sound)
     if len(sound) < MIN_FRAMES:
-        frames = f"{len(sound)} filter-bank frame{'s' * (len(sound) != 1)}"
+        frames = counted(len(sound), "filter-bank frame")
         raise ValueError(f"a sound of {frames} is too short: at least {MIN_FRAMES} are needed")
     return audio_token_count(len(sound)) + (encoder.num_prompts if encoder else 0)
 

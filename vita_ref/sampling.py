@@ -27,7 +27,7 @@ class Sampling:
         top_p: keep the fewest likeliest tokens whose probabilities add up to this number; 1 keeps all.
         top_k: keep this many of the likeliest tokens; 0 keeps all.
         repetition_penalty: above 1, tokens that have occurred become less likely; 1 is off.
-        max_new_tokens: the length at which an answer ends at the latest.
+        max_new_tokens: the maximum number of new tokens.
         eos_token_id: the id or ids that end an answer; None: the checkpoint's; (): none.
         pad_token_id: the id that fills rows which have ended.
         generator: the source of the draws; None: torch's own.
