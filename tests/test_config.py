@@ -1,13 +1,23 @@
 """The config dataclasses: derived sizes, sizes that cannot be, and the presets of known models."""
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vita_ref import Vita, VitaConfig
-from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig, VisionConfig
+from vita_ref.config import (
+    AudioConfig,
+    CodecConfig,
+    DecoderConfig,
+    SpeechConfig,
+    VisionConfig,
+    YarnConfig,
+)
 from vita_ref.files.checkpoint import find_tensors, module_names, read_shapes
 from vita_ref.files.tokenizer import load_tokenizer
 from vita_ref.loading import PREFIXES
@@ -17,6 +27,8 @@ DEMO = Path(__file__).parents[1] / "weights" / "demo"
 NAMES = ["documented", "vita-1.5", "qwen2-7b", "demo"]
 DECODER = DecoderConfig(97, 24, 52, 3, 6, 2, 4)
 VISION = VisionConfig(16, 20, 2, 4)
+AUDIO = AudioConfig(16, 20, 2, 4, 12)
+YARN = YarnConfig(4.0, 64)
 CODEC = CodecConfig(23, (1, 2), (3, 2), (5, 4), 256, (3, 5), ((1, 2), (1, 3)))
 
 
@@ -61,12 +73,65 @@ def test_a_codec_token_becomes_as_many_samples_as_the_product_of_the_rates():
         (VISION, {"num_attention_heads": 3}, r"\(16\) must be a multiple of num_attention_heads \(3\)"),
         (CODEC, {"upsample_kernel_sizes": (4, 4)}, "kernel 4 must be its rate 3 plus an even number"),
         (CODEC, {"upsample_kernel_sizes": (1, 4)}, "kernel 1 must be its rate 3 plus an even number"),
+        (CODEC, {"resblock_kernel_sizes": (3, 4)}, r"resblock_kernel_sizes must be odd, got \(3, 4\)"),
+        (CODEC, {"global_tokens": (1, 23)}, r"global_tokens must be .* below n_codes \(23\)"),
         (VitaConfig(DECODER), {"dtype": "int4"}, "one of float32, bfloat16, float16, got 'int4'"),
+        (VitaConfig(DECODER), {"audio_token_index": -200}, "image_token_index and audio_token_index are both -200"),
+        (VitaConfig(DECODER, VISION), {"max_tiles": 400}, r"max_tiles \(400\) tiles of 448 pixels squared are too large"),
+        (AUDIO, {"hidden_size": 15, "num_attention_heads": 3}, r"\(15\) must be even"),
+        (AUDIO, {"sample_rate": 1000, "frame_shift": 0.5}, r"frame_shift \(0.5 ms\) is too short at 1000 Hz"),
+        (VISION, {"image_mean": (1.0, 2.0)}, "image_mean must have 3 numbers, got 2"),
+        (DECODER, {"head_dim": 2**18}, "num_attention_heads x head_dim"),
+        (YARN, {"beta_slow": 32.0}, r"beta_fast \(32.0\) must be above beta_slow \(32.0\)"),
     ],
 )
 def test_impossible_sizes_are_refused_with_their_names(config, sizes, reason):
     with pytest.raises(ValueError, match=reason):
         replace(config, **sizes)
+
+
+CONFIGS = [YARN, DECODER, VISION, AUDIO, SpeechConfig(64, 2, DECODER), CODEC, VitaConfig.preset("demo")]
+FIELDS = [(config, f) for config in CONFIGS for f in fields(config)]
+WRONG = [  # no field takes one of these, whatever its type
+    *(float("nan"), float("inf"), -float("inf"), 10**30, -(10**30), 1e300, b"x", [1, 2], {1, 2}, object, Ellipsis),
+    *((None,), ("a",), (float("nan"),), (10**30,), ((10**30,),), ((("a",),),), 1j),
+]
+
+
+@pytest.mark.parametrize(("config", "f"), FIELDS, ids=[f"{type(c).__name__}.{f.name}" for c, f in FIELDS])
+def test_every_field_refuses_what_no_field_takes_by_its_name(config, f):
+    for value in WRONG:
+        with pytest.raises(ValueError, match=f"^{f.name} must be ") as error:
+            replace(config, **{f.name: value})
+        assert str(error.value).isprintable()
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(FIELDS), st.sampled_from([None, True, False, 0, 1, -1, 2.5, "3", "true", "", (), {}, (1,), YARN]))
+def test_a_field_takes_values_of_its_own_type_only(place, value):
+    config, f = place
+    plain = {bool: bool, str: str, dict: dict}.get(f.type)
+    try:
+        made = getattr(replace(config, **{f.name: value}), f.name)
+    except ValueError:
+        return
+    assert made is value
+    if value is None:
+        assert type(None) in get_args(f.type)
+    elif type(value) is bool or plain:
+        assert type(value) is plain
+
+
+def test_a_range_has_both_its_ends():
+    assert replace(DECODER, num_hidden_layers=1000, rms_norm_eps=1e-12, hidden_size=2**20)
+    for value in (0, 1001):
+        with pytest.raises(ValueError, match=f"num_hidden_layers must be an integer of at .*, got {value}"):
+            replace(DECODER, num_hidden_layers=value)
+
+
+def test_the_templates_that_a_config_may_name_are_those_that_exist():
+    [kind] = [f.type for f in fields(VitaConfig) if f.name == "template"]
+    assert set(get_args(kind)) == set(TEMPLATES)
 
 
 def test_a_config_cannot_be_changed_in_place():

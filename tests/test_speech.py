@@ -418,8 +418,16 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         Speech.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{}", "[1, 2]", '[32, 64, {"transformer_num_blocks": 2}]', "not json"])
-def test_a_decoder_config_of_another_form_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "is a JSON dict, expected a list"),
+        ("[1, 2]", "width, codes, options"),
+        ('[32, 64, {"transformer_num_blocks": 2}]', "has no transformer_attention_heads"),
+        ("not json", "not valid JSON"),
+    ],
+)
+def test_a_decoder_config_of_another_form_is_refused(tmp_path, content, reason):
     (tmp_path / "model.json").write_text(content)
-    with pytest.raises(ValueError, match="width, codes, options"):
+    with pytest.raises(ValueError, match=reason):
         read_speech_config(tmp_path / "model.json")

@@ -53,7 +53,9 @@ from vita_ref.config import (
     SpeechConfig,
     VisionConfig,
     VitaConfig,
+    YarnConfig,
 )
+from vita_ref.decoder import rope_angles
 from vita_ref.files.cmvn import read_cmvn
 from vita_ref.inputs import Batch
 from vita_ref.scale import int8, products
@@ -316,6 +318,8 @@ def letters(config):
 def run_passes(vita, device):
     """Passes that need no values: chunks, steps, padding, attention maps, the loss, media and the splice."""
     width, ids = vita.config.decoder.hidden_size, torch.arange(21).view(3, 7)
+    sizes = vita.config.decoder
+    rope_angles(ids.to(device), sizes.head_dim, sizes.rope_theta, YarnConfig(4.0, sizes.max_position_embeddings))
     out = vita(ids, labels=ids.to(device), output_attentions=True)
     out = vita(ids[:, :4], cache=out.cache, output_attentions=True)
     out = vita(ids[:, :1], cache=out.cache)

@@ -82,7 +82,7 @@ def test_the_codec_config_is_read_and_its_lists_become_tuples():
         ({"upsample_rates": [3, 5]}, "needs one kernel for each rate, got 4 and 2"),
         ({"global_tokens": 3}, "global_tokens must be a list of at most 4096 values, got 3"),
         ({"global_tokens": [4, 38, 55]}, "global_tokens must be 1, 2, 4, ... or 128 codes below n_codes (64)"),
-        ({"global_tokens": [4, 38]}, "2 global_tokens, but global_code_num is 8"),
+        ({"global_tokens": [4, 38]}, "2 global_tokens, expected 8 (global_code_num)"),
         ({"resblock_kernel_sizes": [3, 2]}, "resblock_kernel_sizes must be odd, got (3, 2)"),
         ({"resblock_dilation_sizes": [[1], []]}, "a list for each of the 1 to 16 resblock_kernel_sizes"),
         ({"upsample_rates": [1000] * 3, "upsample_kernel_sizes": [1000] * 3}, "whose product is at most 1048576"),

@@ -8,11 +8,14 @@ Test: ``pytest tests/files/test_cmvn.py``
 """
 
 import json
-from pathlib import Path
 
 import torch
 
+from .messages import one_line_errors, shown
+from .values import read_text
 
+
+@one_line_errors
 def read_cmvn(path, is_json):
     """Mean and 1 / standard deviation of each mel bin. The file has sums over the training data.
 
@@ -21,11 +24,11 @@ def read_cmvn(path, is_json):
     Source: upstream whale/cmvn.py: JSON, or Kaldi's text.
     """
     try:
-        sums, squares, count = _read_sums(Path(path).read_text(encoding="utf-8"), is_json)
+        sums, squares, count = _read_sums(read_text(path, "config"), is_json)
         sums, squares = torch.tensor([sums, squares], dtype=torch.float64)
         mean = sums / count  # [M]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"cannot read cmvn statistics from {path} (is_json={is_json}): {error}") from None
+    except (ValueError, LookupError, TypeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"cannot read cmvn statistics from {path} (is_json={is_json}): {shown(str(error), 200)}") from None
     variance = (squares / count - mean.square()).clamp(min=1e-20)  # [M]
     return mean.float(), variance.rsqrt().float()
 

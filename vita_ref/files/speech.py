@@ -74,7 +74,7 @@ def read_codec_config(path):
     config = build(CodecConfig, values, path)
     if len(config.global_tokens) != raw.get("global_code_num"):
         books = shown(raw.get("global_code_num"))
-        raise ValueError(f"{path}: {len(config.global_tokens)} global_tokens, but global_code_num is {books}")
+        raise ValueError(f"{path}: {len(config.global_tokens)} global_tokens, expected {books} (global_code_num)")
     return config
 
 
