@@ -7,6 +7,7 @@ User errors print one line on standard error and exit with status 2.
 Test: ``pytest tests/test_generate.py``
 """
 
+import functools
 import json
 import sys
 import time
@@ -51,7 +52,8 @@ def load(args):
     options |= {"dtype": args.dtype and getattr(torch, args.dtype), "mmap": not args.no_mmap, "split": world_size() > 1}
     vita = Vita.from_pretrained(args.model, progress=loading_bar() if watched(args) else None, **options)
     seconds = time.perf_counter() - start
-    return vita, prepare_requests(requests, vita.prepare, args.batch), seconds
+    prepare = functools.partial(vita.prepare, max_new_tokens=args.max_new_tokens)
+    return vita, prepare_requests(requests, prepare, args.batch), seconds
 
 
 def answer_all(vita, prepared, load_seconds, args):

@@ -33,7 +33,7 @@ def parser():
     p.add_argument("--system", metavar="TEXT", help="system prompt (default: the checkpoint's own)")
     p.add_argument("--system-file", metavar="PATH", help="system prompt from a file")
     p.add_argument("--raw", action="store_true", help="use the prompt as it is, without the chat template")
-    p.add_argument("--max-new-tokens", type=int, default=256, help="length of the answer at most (default: 256)")
+    p.add_argument("--max-new-tokens", type=int, help="length of the answer at most (default: 256, or what fits)")
     p.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy (default: 0)")
     p.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens with this share (default: 1)")
     p.add_argument("--top-k", type=int, default=0, help="sample from this many of the likeliest tokens; 0: all (default: 0)")
