@@ -128,9 +128,9 @@ def test_streaming_no_stream_json_and_respond_give_the_same_text_after_a_state_m
 ):
     """The loop is replaced by one that gives the bytes of a text, each a token of this tokenizer, and then the end token."""
 
-    def scripted_steps(self, x, options):
+    def scripted_steps(self, x, options, errors):
         for token in [*text.encode(), 299]:
-            yield Step(torch.tensor([token]), torch.zeros(1, 300))
+            yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
 
     monkeypatch.setattr(Vita, "steps", scripted_steps)
     found = json.loads(run("hi", "--json", model=vita_folder)[1])
@@ -173,9 +173,9 @@ def test_a_streamed_answer_is_printed_piece_by_piece(monkeypatch, run):
     """At each step, all text that is complete so far has been printed: UTF-8 characters need several tokens here."""
     printed, output = [], io.StringIO()
 
-    def scripted_steps(self, x, options):
+    def scripted_steps(self, x, options, errors):
         for token in [*"é ok".encode(), 299]:
-            yield Step(torch.tensor([token]), torch.zeros(1, 300))
+            yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
             printed.append(output.getvalue())
 
     monkeypatch.setattr(Vita, "steps", scripted_steps)
@@ -227,7 +227,7 @@ def test_request_flags_are_passed_on(monkeypatch, run, tmp_path):
     (tmp_path / "system.txt").write_text("be brief")
     requests = []
 
-    def prepare(self, request):
+    def prepare(self, request, max_new_tokens):
         requests.append(request)
         raise ValueError("stop here")
 
