@@ -147,9 +147,9 @@ def test_an_answer_ends_at_the_stop_text_of_the_template(monkeypatch, run, vita_
     assert stop is not None and stop not in vita.config.eos_token_ids
     text = "yes"
 
-    def scripted_steps(self, x, options):
+    def scripted_steps(self, x, options, errors):
         for token in [*text.encode(), stop, *b"no"]:
-            yield Step(torch.tensor([token]), torch.zeros(1, 300))
+            yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
 
     monkeypatch.setattr(Vita, "steps", scripted_steps)
     found = json.loads(run("hi", "--json", model=vita_folder)[1])

@@ -56,7 +56,7 @@ USES = {  # the sub-packages that a reading file imports at its top
     "generate": {"cli"},
     "image": {"files"},
     "inputs": {"checks", "files"},
-    "loading": {"checks", "files"},
+    "loading": {"files"},
     "model": {"checks"},
     "request": {"checks", "files"},
     "sampling": {"files"},

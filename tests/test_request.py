@@ -254,7 +254,7 @@ def test_respond_and_respond_batch_take_every_field_of_a_request():
             assert vita.respond_batch(questions, max_new_tokens=2, **fields)[1] == answer
         for call in calls.call_args_list:
             assert {name: getattr(call.args[0], name) for name in fields} == fields
-    with patch("vita_ref.request.video.load_frames", return_value=[wide]) as load:
+    with patch("vita_ref.request.video.iterate_frames", return_value=[wide]) as load:
         vita.respond("what", video="a.mp4", fps=2, max_frames=3, max_new_tokens=1)
     load.assert_called_once_with("a.mp4", fps=2, max_frames=3)
 

@@ -174,7 +174,7 @@ def check_stride(stride):
 def check_sf_masks(sf_masks, tiles):
     """Refuses another number of masks than of images, and frames of several tiles."""
     if len(sf_masks) != len(tiles):
-        raise ValueError(f"sf_masks has {len(sf_masks)} entries for {len(tiles)} images")
+        raise ValueError(f"sf_masks must have {len(tiles)} entries, one for each image, got {len(sf_masks)}")
     if any(mask > 0 and len(t) > 1 for mask, t in zip(sf_masks, tiles)):
         raise ValueError("a frame that sf_masks marks must be one tile: give each frame as an entry of its own")
 
