@@ -88,6 +88,16 @@ def test_an_answer_without_an_end_token_ended_by_length():
     assert answer([5, 6, EOS])[0].finish_reason == "stop"
 
 
+def test_ids_after_the_end_of_a_row_are_not_added_and_an_error_is_the_reason_of_the_end():
+    one = Answer(Letters(), "vita", (EOS,), [])
+    one.push(7, torch.zeros(3))
+    one.push(8, torch.zeros(3), ended=True)
+    assert one.piece == "" and one.token_ids == [7] and one.error is None
+    error = ValueError("not finite")
+    one.finish(error)
+    assert one.finish_reason == "error" and one.error is error and one.text == "c"
+
+
 def test_the_first_logits_are_kept():
     assert answer([7, 8, EOS])[0].first_logits.tolist() == [7.0]
 

@@ -22,6 +22,7 @@ from vita_ref.generate import main
 from vita_ref.loading import demo_folder
 from vita_ref.model import Step
 from vita_ref.request import Request
+from vita_ref.sampling import Sampling
 
 CONFIG = replace(
     VitaConfig.preset("demo"),
@@ -127,9 +128,9 @@ def test_streaming_no_stream_json_and_respond_give_the_same_text_after_a_state_m
 ):
     """The loop is replaced by one that gives the bytes of a text, each a token of this tokenizer, and then the end token."""
 
-    def scripted_steps(self, x, options):
+    def scripted_steps(self, x, options, errors):
         for token in [*text.encode(), 299]:
-            yield Step(torch.tensor([token]), torch.zeros(1, 300))
+            yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
 
     monkeypatch.setattr(Vita, "steps", scripted_steps)
     found = json.loads(run("hi", "--json", model=vita_folder)[1])
@@ -139,13 +140,42 @@ def test_streaming_no_stream_json_and_respond_give_the_same_text_after_a_state_m
     assert Vita.from_pretrained(vita_folder).respond("hi") == printed.strip()
 
 
+def test_an_answer_ends_at_the_stop_text_of_the_template(monkeypatch, run, vita_folder):
+    """VITA's template ends an answer at <|im_start|>, which is none of the checkpoint's end tokens."""
+    vita = Vita.from_pretrained(vita_folder)
+    stop = vita.tokenizer.id_of("<|im_start|>")
+    assert stop is not None and stop not in vita.config.eos_token_ids
+    text = "yes"
+
+    def scripted_steps(self, x, options, errors):
+        for token in [*text.encode(), stop, *b"no"]:
+            yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
+
+    monkeypatch.setattr(Vita, "steps", scripted_steps)
+    found = json.loads(run("hi", "--json", model=vita_folder)[1])
+    assert (found["text"], found["finish_reason"], found["token_ids"]) == (text, "stop", list(text.encode()))
+
+
+def test_the_loop_stops_at_the_stop_text_of_the_template(vita_folder):
+    vita = Vita.from_pretrained(vita_folder)
+    stop = vita.tokenizer.id_of("<|im_start|>")
+    assert stop in vita.stop_ids
+    bias = torch.zeros(vita.config.decoder.vocab_size)
+    bias[stop] = 1e4  # it is the likeliest token from the first step on
+    vita.decoder.lm_head.register_forward_hook(lambda head, args, logits: logits + bias)
+    assert vita.respond("hi", max_new_tokens=9) == ""
+    [prepared] = [vita.prepare(Request("hi"))]
+    steps = [[answer.token_ids for answer in answers] for answers in vita.answer([prepared], Sampling(max_new_tokens=9))]
+    assert len(steps) == 2  # the step of the stop token, and the end
+
+
 def test_a_streamed_answer_is_printed_piece_by_piece(monkeypatch, run):
     """At each step, all text that is complete so far has been printed: UTF-8 characters need several tokens here."""
     printed, output = [], io.StringIO()
 
-    def scripted_steps(self, x, options):
+    def scripted_steps(self, x, options, errors):
         for token in [*"é ok".encode(), 299]:
-            yield Step(torch.tensor([token]), torch.zeros(1, 300))
+            yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
             printed.append(output.getvalue())
 
     monkeypatch.setattr(Vita, "steps", scripted_steps)
@@ -197,7 +227,7 @@ def test_request_flags_are_passed_on(monkeypatch, run, tmp_path):
     (tmp_path / "system.txt").write_text("be brief")
     requests = []
 
-    def prepare(self, request):
+    def prepare(self, request, max_new_tokens):
         requests.append(request)
         raise ValueError("stop here")
 

@@ -30,13 +30,13 @@ READING = {  # the files that a learner reads: each imports files further up in 
     "audio": set(),
     "splice": set(),
     "prompt": set(),
-    "inputs": {"masks", "splice"},
+    "inputs": {"cache", "masks", "splice"},
     "request": {"audio", "fbank", "image", "inputs", "prompt", "splice", "video"},
     "answer": {"prompt"},
     "speech": {"sampling"},
     "loading": {"speech"},
     "model": {
-        *("answer", "audio", "cache", "decoder", "inputs", "masks", "prompt", "request", "sampling", "splice"),
+        *("answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "splice"),
         *("video", "vision"),
     },
     "generate": {"model"},
@@ -44,17 +44,22 @@ READING = {  # the files that a learner reads: each imports files further up in 
 }
 SUB_PACKAGES = {  # what a learner skips: the files and packages that each of them imports
     "files": {"config"},
+    "checks": {"cache", "files"},
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
     "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
-    "cli": {"analysis", "files", "loading", "request", "sampling", "scale"},
+    "cli": {"analysis", "checks", "files", "loading", "request", "sampling", "scale"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
     "answer": {"files"},
     "fbank": {"files"},
     "generate": {"cli"},
     "image": {"files"},
+    "inputs": {"checks", "files"},
     "loading": {"files"},
+    "model": {"checks"},
+    "request": {"checks", "files"},
+    "sampling": {"files"},
     "speech": {"files", "voice"},
     "video": {"files"},
 }

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from vita_ref import Vita
 from vita_ref.files.folders import read_config
-from vita_ref.loading import demo_folder, find_speech
+from vita_ref.loading import as_dtype, demo_folder, find_speech
 from vita_ref.scale.products import FastLinear
 
 DEMO = Path(__file__).parents[1] / "weights" / "demo"
@@ -37,9 +37,30 @@ def test_a_loaded_model_is_in_eval_mode_and_has_the_requested_dtype(stored):
     assert vita.decoder.embed_tokens.weight.equal(stored["model.embed_tokens.weight"].half())
 
 
+@pytest.mark.parametrize("names, dtype", [
+    (["float32", "fp32", "float", "torch.float32", torch.float32], torch.float32),
+    (["bfloat16", "bf16", "BF16", torch.bfloat16], torch.bfloat16),
+    (["float16", "fp16", "half", "torch.half"], torch.float16),
+    (["float64", "double"], torch.float64),
+    ([None, "auto"], None),
+])  # fmt: skip
+def test_a_dtype_may_be_given_by_name(names, dtype):
+    assert [as_dtype(name) for name in names] == [dtype] * len(names)
+
+
+def test_a_model_is_loaded_in_the_dtype_of_the_given_name():
+    assert Vita.from_pretrained(dtype="fp16").decoder.norm.weight.dtype == torch.float16
+    assert Vita.from_pretrained(None, "auto").decoder.norm.weight.dtype == Vita.from_pretrained().decoder.norm.weight.dtype
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"dtype": "int8"}, "dtype must be a torch dtype or one of float32, .*, got 'int8'"),
+        ({"dtype": torch.int8}, "dtype must be .*, got torch.int8"),
+        ({"dtype": 32}, "dtype must be .*, got 32"),
+        ({"device": "banana"}, "the device 'banana' cannot be used"),
+        ({"device": "meta:0"}, "the device meta has no values"),
         ({"quantize": "int3"}, "quantize must be None or 'int8', got 'int3'"),
         ({"kernels": "faster"}, "kernels must be one of auto, plain, fast, got 'faster'"),
         ({"kernels": None}, "kernels must be one of auto, plain, fast, got None"),
@@ -59,6 +80,12 @@ def test_kernels_chooses_which_matrices_have_the_products_of_the_table(kernels, 
         kinds = {(type(m), getattr(m, "always", None)) for m in part.modules() if isinstance(m, torch.nn.Linear)}
         plain = always is None or (always is False and part is not vita.decoder)
         assert kinds == ({(torch.nn.Linear, None)} if plain else {(FastLinear, always)})
+
+
+@pytest.mark.parametrize("folder", [5, "", b"demo", ["demo"]])
+def test_a_folder_that_is_no_path_is_refused(folder):
+    with pytest.raises(ValueError, match="a checkpoint folder must be a path, or None for the demo, got "):
+        Vita.from_pretrained(folder)
 
 
 def test_progress_counts_the_tensors_of_the_checkpoint(stored):

@@ -1,7 +1,9 @@
 """From text and files to ids and tensors: where `prepare_request` puts media, how it reads them, and what it refuses."""
 
+import io
 import wave
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from vita_ref.prompt import TEMPLATES
 from vita_ref.request import (
     PreparedRequest,
     Request,
+    as_request,
     check_length,
     collate,
     count_positions,
@@ -158,6 +161,102 @@ def test_images_and_sounds_are_read_from_files(tmp_path):
     torch.testing.assert_close(tile[0], ((torch.tensor([1.0, 0.0, 0.0])[:, None, None] - mean) / std).expand_as(tile[0]))
     assert bank.shape == (98, BINS)  # 1 s: (16000 - 400) / 160 + 1 frames
     torch.testing.assert_close(bank, log_mel(torch.from_numpy(samples / 32768).float()[None], 16000, num_mel_bins=BINS))
+
+
+def test_an_image_may_be_an_array_a_pil_image_a_path_or_a_file_object(tmp_path):
+    levels = np.random.default_rng(3).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(levels)
+    image.save(tmp_path / "a.png")
+    buffer = io.BytesIO((tmp_path / "a.png").read_bytes())
+    want = prepare(images=[image]).images[0]
+    for source in (levels, str(tmp_path / "a.png"), tmp_path / "a.png", buffer, levels[:, ::-1][:, ::-1]):
+        assert prepare(images=[source]).images[0].equal(want)
+        if source is not buffer:  # one image stands for a list of one
+            assert prepare(images=source).images[0].equal(want)
+    opaque = np.concatenate([levels, np.full((30, 40, 1), 255, np.uint8)], 2)
+    assert prepare(images=opaque).images[0].equal(want)
+    gray = prepare(images=levels[:, :, 0]).images[0]
+    assert gray.equal(prepare(images=np.repeat(levels[:, :, :1], 3, 2)).images[0])
+    assert len(prepare(images=np.stack([levels, levels])).images) == 2  # several arrays in one
+    assert len(prepare(images=(x for x in [levels, levels])).images) == 2
+
+
+def test_a_tensor_of_several_tiles_takes_one_placeholder_and_of_several_batches_several():
+    tiles = noise(2, 4, 3, PIXELS, PIXELS)
+    assert prepare(prompt="a", images=tiles[0]).ids.tolist() == [IMAGE, *ids_of_text("a")]
+    assert prepare(prompt="a", images=tiles).ids.tolist() == [IMAGE, IMAGE, *ids_of_text("a")]
+    assert prepare(prompt="a", audios=noise(3, 30, BINS)).ids.tolist() == [AUDIO] * 3 + ids_of_text("a")
+
+
+def test_a_sound_may_be_a_waveform_with_its_rate():
+    wave = torch.linspace(-1, 1, 8000).sin()
+    want = log_mel(wave[None], 8000, num_mel_bins=BINS)
+    other = torch.stack([wave, -wave])  # the first channel is heard
+    for samples in (wave, wave.numpy(), wave.double(), other, other.numpy(), wave.numpy().astype(">f8")):
+        for audios in ([(samples, 8000)], (samples, 8000), [(samples, np.int64(8000))], [(samples, 8000.0)]):
+            [bank] = prepare(prompt="", audios=audios).sounds
+            torch.testing.assert_close(bank, want)
+    two = prepare(prompt="", audios=((wave, 8000), (other, 8000))).sounds
+    assert len(two) == 2 and two[0].equal(two[1])
+    assert prepare(prompt="", audios=SOUND.numpy()).sounds[0].equal(SOUND)
+
+
+WAVE = torch.zeros(16000)
+WRONG_MEDIA = {
+    "a picture of integers": ({"images": [TILE.long()]}, ["int64", "floating"]),
+    "an array of floats": ({"images": [np.zeros((9, 9, 3))]}, ["uint8", "float64 [9, 9, 3]"]),
+    "an array with two channels": ({"images": [np.zeros((9, 9, 2), np.uint8)]}, ["[H, W, 3 or 4]", "[9, 9, 2]"]),
+    "an empty array": ({"images": [np.zeros((0, 9, 3), np.uint8)]}, ["[0, 9, 3]"]),
+    "a video of one frame without its dimension": ({"video": TILE}, ["a video", "[N, 3, Y, X]"]),
+    "a video of bytes": ({"video": FRAMES * 255}, ["a video", "not normalised"]),
+    "two videos": ({"video": ["a.mp4", "b.mp4"]}, ["one video", "list of 2"]),
+    "samples without a rate": ({"audios": [WAVE]}, ["(waveform, rate)", "[16000]"]),
+    "a number for a sound": ({"audios": [3]}, ["a sound must be", "int"]),
+    "integer samples": ({"audios": (WAVE.short(), 16000)}, ["floats in -1..1", "int16"]),
+    "samples in the range of integers": ({"audios": (WAVE + 3e4, 16000)}, ["-1..1", "30000"]),
+    "channels behind samples": ({"audios": (WAVE.view(-1, 2), 16000)}, ["[C, W]", "[8000, 2]"]),
+    "samples that are not finite": ({"audios": (WAVE / 0, 16000)}, ["waveform", "not finite"]),
+    "a rate of 1 Hz": ({"audios": (WAVE, 1)}, ["1000 to 1000000 Hz", "got 1"]),
+    "a rate that is no number": ({"audios": (WAVE, float("nan"))}, ["Hz", "nan"]),
+    "no samples": ({"audios": (WAVE[:0], 16000)}, ["no samples"]),
+    "a bank of another width": ({"audios": [noise(30, BINS + 1)]}, [f"[J, {BINS}]", f"[30, {BINS + 1}]"]),
+    "a question that is no text": ({"prompt": 5}, ["prompt must be a string", "int"]),
+    "half a character": ({"prompt": "a\ud800"}, ["prompt is not valid Unicode", "character 1"]),
+    "no tiles": ({"prompt": "a", "max_tiles": 0}, ["max_tiles", "at least 1", "0"]),
+    "no frames a second": ({"prompt": "a", "fps": 0}, ["fps", "above 0"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_MEDIA)
+def test_media_and_fields_of_another_kind_are_refused_with_the_expected_form(case):
+    request, parts = WRONG_MEDIA[case]
+    with pytest.raises(ValueError) as caught:
+        prepare(**request)
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+def test_a_request_may_be_a_prompt_a_dict_or_a_request_and_takes_what_it_leaves_out_from_the_others():
+    common = {"system": "be brief", "raw": True}
+    assert as_request("hi", common) == as_request({"prompt": "hi"}, common) == Request("hi", **common)
+    assert as_request({"prompt": "hi", "raw": False}, common) == Request("hi", system="be brief")
+    assert as_request(Request("hi", system="be long"), common) == Request("hi", system="be long", raw=True)
+    with pytest.raises(ValueError, match="prompt, images.*picture"):
+        as_request({"picture": "x"})
+
+
+def test_respond_and_respond_batch_take_every_field_of_a_request():
+    vita, wide = tiny_vita(max_tiles=4), Image.effect_noise((3 * PIXELS, PIXELS), 50)
+    for fields in ({"system": "be brief"}, {"raw": True}, {"max_tiles": 1}, {"fps": 2.0, "max_frames": 3}):
+        with patch("vita_ref.model.prepare_request", wraps=prepare_request) as calls:
+            answer = vita.respond("what is this", wide, max_new_tokens=2, **fields)
+            questions = ["hi", {"prompt": "what is this", "images": wide} | fields, Request("hi")]
+            assert vita.respond_batch(questions, max_new_tokens=2, **fields)[1] == answer
+        for call in calls.call_args_list:
+            assert {name: getattr(call.args[0], name) for name in fields} == fields
+    with patch("vita_ref.request.video.iterate_frames", return_value=[wide]) as load:
+        vita.respond("what", video="a.mp4", fps=2, max_frames=3, max_new_tokens=1)
+    load.assert_called_once_with("a.mp4", fps=2, max_frames=3)
 
 
 def test_the_tiles_of_a_wide_image_take_one_placeholder():

@@ -3,6 +3,7 @@
 import math
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -143,6 +144,13 @@ def test_the_draws_of_a_row_do_not_depend_on_the_rows_behind_it(count, seed):
     assert not answers(count)[0].equal(answers(count)[1])  # each row has a generator of its own
 
 
+def test_a_list_of_generators_has_one_for_each_row():
+    generators = [torch.Generator(), torch.Generator()]
+    assert row_generators(generators, 2) == generators
+    with pytest.raises(ValueError, match="one for each of 3 rows, got a list of 2"):
+        row_generators(generators, 3)
+
+
 def test_seen_tokens_are_the_tokens_of_the_prompt_without_placeholders_and_padding():
     ids, mask = torch.tensor([[1, -200, 3, 4], [0, 2, 2, 9]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     assert [row.nonzero().flatten().tolist() for row in seen_tokens(ids, mask, 6)] == [[1, 3], [2]]
@@ -204,7 +212,12 @@ def test_options_at_the_ends_of_their_ranges_choose_the_likeliest_token():
     + [("top_k", x) for x in (-1, 2.5, None)]
     + [("top_p", x) for x in (0, 1e-46, 1.01, -1, math.nan)]
     + [("repetition_penalty", x) for x in (0, 1e-46, 1e300, -2.0, math.inf)]
-    + [("max_new_tokens", x) for x in (0, -1, 1.5, True)],
+    + [("max_new_tokens", x) for x in (0, -1, 1.5, True)]
+    + [("do_sample", x) for x in ("yes", 1)]
+    + [("eos_token_id", x) for x in ("</s>", 1.5, [1, None, "a"], 2**63, True)]
+    + [("pad_token_id", x) for x in ("a", 0.5, -(2**63))]
+    + [("generator", x) for x in (3, [3])]
+    + [("errors", x) for x in ("ignore", None, ["raise"])],
 )
 def test_an_option_out_of_range_is_refused_with_its_name_its_range_and_its_value(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got ") as error:
@@ -217,6 +230,7 @@ def test_an_option_out_of_range_is_refused_with_its_name_its_range_and_its_value
     [
         Sampling(),
         Sampling(temperature=0, top_k=0, top_p=1, repetition_penalty=0.5, max_new_tokens=1),
+        Sampling(temperature=np.float32(0.5), top_k=np.int64(3), max_new_tokens=None, eos_token_id=[1, np.int64(2)]),
         Sampling(temperature=100.0, top_k=10**6, top_p=1e-6, repetition_penalty=3),
     ],
 )

@@ -80,7 +80,6 @@ LOCALS = {  # file, or file.function: letters whose local integer has another na
     "splice.splice_row": {"S": "end"},
     "splice.shared_position_ids": {"S": "length"},
     "video": {"X": "edge", "Y": "edge"},
-    "vision": {"X": "columns", "Y": "rows"},
     "voice/speak._pieces": {"U": "len(ids)"},
     "voice/vocoder.split_quiet": {"W": "len(sound)"},
 }

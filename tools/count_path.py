@@ -77,7 +77,8 @@ def main():
     reading = {file: n for file, n in lines.items() if len(file.parts) == 1 and file.name != "config.py"}
     for file, n in sorted((lines if every else reading).items(), key=lambda item: -item[1]):
         print(f"{n:5} {file}{'' if file in reading else '   (not on the reading path)'}")
-    print(f"{sum(reading.values()):5} lines on the reading path")
+    flags = sum(n for file, n in lines.items() if file.parts[0] == "cli")
+    print(f"{sum(reading.values()):5} lines on the reading path, and {flags} in cli/")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def observe(folder=ROOT / "weights/demo", image=EXAMPLE):
     answer = vita.respond(PROMPT, images=[str(image)])
 
     pixels = seen["vision"][0][0][0]  # [1, 3, Y, X]
-    projected = seen["projector"][0][2]  # [1, V, D]
+    projected = seen["projector"][0][2]  # [1, I, D]
     inputs = [args[0] if args else kwargs["inputs_embeds"] for args, kwargs, _ in seen["decoder"]]  # [1, S, D] each
     logits = [output.reshape(-1, output.shape[-1])[-1] for *_, output in seen["logits"]]  # [V] of each step
     top = logits[0].float().softmax(-1).topk(3)

@@ -58,8 +58,8 @@ def parser():
 def record_request(vita, prepared, *, max_new_tokens=8, **options):
     """All tensors of one prepared request: name -> tensor, in the order of the flow. Options are those of `trace`."""
     with torch.inference_mode(), trace(vita, **options) as record:
-        record["token_ids"] = prepared.ids[None]  # [B, I]
-        record["tokens"] = likeliest_tokens(vita, prepared, max_new_tokens)  # [B, W]
+        record["token_ids"] = prepared.ids[None]  # [B, n]
+        record["tokens"] = likeliest_tokens(vita, prepared, max_new_tokens)  # [B, new]
     return record
 
 

@@ -16,17 +16,20 @@ class Answer:
         token_ids: the new ids without the one that ended the answer.
         piece: the text that the last step added; all pieces together are ``text``.
         first_logits: [V], the logits that the first token was chosen from.
-        finish_reason: "stop" or "length" once the answer is finished.
+        finish_reason: "stop", "length" or "error" once the answer is finished.
+        error: the ValueError of an answer whose logits were not finite, otherwise None.
     """
 
     def __init__(self, tokenizer, template, stop_ids, segments):
         self.tokenizer, self.stop_ids, self.segments = tokenizer, stop_ids, segments
         self.stream = AnswerText(StreamDecoder(tokenizer), template)
-        self.token_ids, self.piece, self.first_logits, self.finish_reason = [], "", None, None
+        self.token_ids, self.piece, self.first_logits, self.finish_reason, self.error = [], "", None, None, None
 
-    def push(self, token, logits):
+    def push(self, token, logits, ended=False):
         """Adds the next id, unless the answer has ended."""
         self.piece = ""
+        if ended:
+            return
         if self.first_logits is None:
             self.first_logits = logits
         if self.finish_reason == "stop":
@@ -37,10 +40,10 @@ class Answer:
         self.token_ids.append(token)
         self.piece = self.stream.push(drop_unknown_ids([token], self.tokenizer))
 
-    def finish(self):
+    def finish(self, error=None):
         """Ends the answer. The last piece is the rest of the text."""
-        self.piece = self.stream.flush()
-        self.finish_reason = self.finish_reason or "length"
+        self.piece, self.error = self.stream.flush(), error
+        self.finish_reason = "error" if error else self.finish_reason or "length"
 
     @property
     def text(self):

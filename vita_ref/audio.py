@@ -115,7 +115,7 @@ class AudioEncoder(nn.Module):
         shortest, longest = int(lengths.min()), int(lengths.max())
         if shortest < MIN_FRAMES:
             least = f"{MIN_FRAMES} ({self.config.frame_length + (MIN_FRAMES - 1) * self.config.frame_shift:g} ms)"
-            raise ValueError(f"a sound of {shortest} filter-bank frames is too short: give at least {least}")
+            raise ValueError(f"a sound is too short: its filter bank needs {least} frames, got {shortest}")
         if longest > fbank.shape[1]:
             raise ValueError(f"lengths has a sound of {longest} frames, but fbank has {fbank.shape[1]} frames")
 

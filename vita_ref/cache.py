@@ -97,7 +97,7 @@ class KVCache:
         if self.limit is not None:
             raise ValueError(
                 f"the cache is full: it holds {self.length} of at most {self.limit} positions, "
-                f"and {needed - self.length} more do not fit"
+                f"and there is no space for {needed - self.length} more"
             )
         capacity = -(-needed // GROWTH) * GROWTH if self.length else needed
         added = capacity - self.keys.shape[3]

@@ -273,7 +273,7 @@ class Decoder(nn.Module):
             raise ValueError(f"position_ids must be [{b}, {s}], got {list(position_ids.shape)}")
         if cache is not None and cache.keys.shape[:2] != (len(self.layers), b):
             layers, rows = cache.keys.shape[:2]
-            raise ValueError(f"the cache has {layers} layers and {rows} rows, expected {len(self.layers)} and {b}")
+            raise ValueError(f"the cache is for layers x rows of {layers} x {rows}, expected {len(self.layers)} x {b}")
         if attention_mask is not None and attention_mask.dim() == 3:
             if cache is not None or position_ids is None:
                 raise ValueError("a [B, S, S] attention_mask needs position_ids and takes no cache")

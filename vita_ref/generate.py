@@ -7,6 +7,7 @@ User errors print one line on standard error and exit with status 2; Ctrl-C exit
 Test: ``pytest tests/test_generate.py``
 """
 
+import functools
 import sys
 import time
 
@@ -50,7 +51,8 @@ def load(args):
     options |= {"dtype": args.dtype and getattr(torch, args.dtype), "mmap": not args.no_mmap, "split": world_size() > 1}
     vita = Vita.from_pretrained(args.model, progress=loading_bar() if watched(args) else None, **options)
     seconds = time.perf_counter() - start
-    return vita, requests if args.batch else [vita.prepare(requests[0])], seconds
+    requests = requests if args.batch else [vita.prepare(requests[0], args.max_new_tokens)]
+    return vita, requests, seconds
 
 
 def answer_all(vita, requests, load_seconds, args):
@@ -67,7 +69,8 @@ def answer_all(vita, requests, load_seconds, args):
             print(f"{times}, {each.prompt_counts()['total']} positions", file=sys.stderr)
 
     if args.batch:
-        answer_batch(requests, vita.prepare, lambda group: answer(vita, group, args), show, args)
+        prepare = functools.partial(vita.prepare, max_new_tokens=args.max_new_tokens)
+        answer_batch(requests, prepare, lambda group: answer(vita, group, args), show, args)
     else:
         [each], timing = answer(vita, requests, args)
         show(each, timing, {})

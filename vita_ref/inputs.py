@@ -1,6 +1,6 @@
-"""The arguments of a forward pass, declared once, and their checks.
+"""The arguments of a forward pass, declared once, and its results.
 
-B batch rows, S new positions, D decoder width.
+B batch rows, S new positions, D decoder width, V vocabulary.
 
 Test: ``pytest tests/test_model.py``
 """
@@ -8,8 +8,13 @@ Test: ``pytest tests/test_model.py``
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from .cache import KVCache
+from .checks.batch import check_audios, check_labels
+from .checks.media import check_finite, is_length
+from .files.messages import shown
 from .masks import new_columns
 from .splice import count_message
 
@@ -33,23 +38,6 @@ class Batch:
         """Whether the rows must be spliced."""
         return self.images is not None or self.audios is not None or isinstance(self.input_ids, list)
 
-    def check(self, width):
-        """Returns the batch unchanged. Raises: ValueError if arguments contradict each other or have a wrong shape."""
-        if (self.input_ids is None) == (self.inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        for name in ("input_ids", "attention_mask", "labels"):
-            given = getattr(self, name)
-            if isinstance(given, torch.Tensor) and given.dim() != 2:
-                raise ValueError(f"{name} must be [B, S], got {list(given.shape)}")
-        if self.inputs_embeds is not None:
-            if self.has_media:
-                raise ValueError("images and audios need input_ids with their placeholders, not inputs_embeds")
-            if self.inputs_embeds.dim() != 3 or self.inputs_embeds.shape[2] != width:
-                raise ValueError(f"inputs_embeds must be [B, S, {width}], got {list(self.inputs_embeds.shape)}")
-        elif self.has_media and self.position_ids is not None:
-            raise ValueError("position_ids cannot be given for a spliced prompt: the splice makes them")
-        return self
-
 
 class Inputs(NamedTuple):
     """The inputs of the decoder, made from a batch.
@@ -64,6 +52,30 @@ class Inputs(NamedTuple):
     labels: torch.Tensor | None
     segments: list | None
     batch: Batch
+
+
+class VitaOutput(NamedTuple):
+    """The result of one pass.
+
+    Shapes: logits [B, S, V]; loss a scalar or None; hidden_states and attentions as in `DecoderOutput`. ``cache`` is
+    None while gradients are recorded; ``segments`` are those of `Spliced`, None if nothing was spliced.
+    """
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+    cache: KVCache | None
+    hidden_states: tuple | None
+    attentions: tuple | None
+    segments: list | None
+
+
+class Step(NamedTuple):
+    """One step of the loop: the chosen ids [B], the logits [B, V] that they were chosen from, and which rows [B] had
+    ended before it or failed in it."""
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    ended: torch.Tensor
 
 
 def text_ids(batch, config, cache=None):
@@ -83,13 +95,14 @@ def text_ids(batch, config, cache=None):
     return ids
 
 
-def check_inputs(x):
-    """Refuses empty prompts, and labels of another shape than the prompt."""
-    if x.embeds.shape[1] == 0 or (x.mask is not None and not x.mask.is_meta and not x.mask.any(1).all()):
+def check_inputs(x, vocab_size=None):
+    """Refuses empty prompts, and labels of another shape than the prompt or beyond the vocabulary."""
+    if 0 in x.embeds.shape[:2] or (x.mask is not None and not x.mask.is_meta and not x.mask.any(1).all()):
         raise ValueError("a prompt is empty: it must have at least one token")
     if x.labels is not None and (isinstance(x.labels, list) or x.labels.shape != x.embeds.shape[:2]):
         got = "a list" if isinstance(x.labels, list) else list(x.labels.shape)
         raise ValueError(f"labels must be {list(x.embeds.shape[:2])} like the prompt, got {got}")
+    check_labels(x.labels, x.mask, vocab_size)
 
 
 def split_options(options, *classes):
@@ -103,22 +116,25 @@ def split_options(options, *classes):
     return [{name: value for name, value in options.items() if name in known} for known in names]
 
 
-def audio_rows(audios, config):
+def audio_rows(audios, config, finite=True):
     """The ``audios`` argument: sounds cut to their lengths, numbers of positions to keep, and which are filter banks.
 
-    Raises: ValueError if a length, the kind or a width does not match.
+    Raises: ValueError if a length, the kind or a width does not match, or, with ``finite``, for NaN and infinity.
     """
-    if not isinstance(audios, dict) or "audios" not in audios:
-        raise ValueError('audios must be a dict with the sounds under "audios", and optionally their "lengths"')
+    check_audios(audios)
     rows, kind = list(audios["audios"]), audios.get("kind")
     if kind not in (None, "embeds", "fbank"):
-        raise ValueError(f"the kind of audios must be 'embeds', 'fbank' or None, got {kind!r}")
+        raise ValueError(f"the kind of audios must be 'embeds', 'fbank' or None, got {shown(kind)}")
     lengths, kept = (int_list(audios.get(name), name, len(rows)) for name in ("lengths", "lengths_for_llm"))
     width, bins = config.decoder.hidden_size, config.audio and config.audio.num_mel_bins
     rows = [row[:n] for row, n in zip(rows, lengths)]
+    if finite:
+        rows = [check_finite(row, f"sound {i}") for i, row in enumerate(rows)]
     is_bank = [kind == "fbank" or kind is None and (row.shape[-1] != width or width == bins) for row in rows]
     if wrong := [list(row.shape) for row, bank in zip(rows, is_bank) if not bank and row.shape[-1] != width]:
         raise ValueError(f"embeddings of a sound must be {width} wide, got {wrong[0]}")
+    if wrong := [list(row.shape) for row, bank in zip(rows, is_bank) if bank and bins and row.shape[-1] != bins]:
+        raise ValueError(f"a filter bank must be [J, {bins}], got {wrong[0]}")
     return rows, kept, is_bank
 
 
@@ -126,7 +142,8 @@ def int_list(given, name, n):
     """``given`` as a list of ``n`` ints of at least 0; ``n`` times None if nothing is given."""
     if given is None:
         return [None] * n
-    values = [int(x) for x in given]
-    if len(values) != n or min(values, default=0) < 0:
-        raise ValueError(f"{name} must have an integer of at least 0 for each of {n} audios, got {values}")
-    return values
+    values = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
+    values = values if isinstance(values, (list, tuple)) else [None]
+    if len(values) != n or not all(is_length(x) for x in values):
+        raise ValueError(f"{name} must have an integer of at least 0 for each of {n} audios, got {shown(given)}")
+    return [int(x) for x in values]

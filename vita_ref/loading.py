@@ -5,6 +5,7 @@
 Test: ``pytest tests/test_loading.py``
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from .files import checkpoint
 from .files.folders import read_config
+from .files.messages import escaped, one_line_errors, shown
 from .files.tokenizer import load_tokenizer
 from .speech import Speech
 
@@ -23,6 +25,9 @@ PREFIXES = {  # of the module -> of the checkpoint
     "audio.": "model.audio_encoder.",
 }
 PART_PREFIXES = {"vision": ("model.vision_tower.", "model.mm_projector."), "audio": ("model.audio_encoder.",)}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DTYPES |= {"float": torch.float32, "half": torch.float16, "double": torch.float64}
 SPEECH_FOLDERS = ("vita_tts_ckpt", "speech")  # in a checkpoint folder or beside it
 
 
@@ -36,6 +41,7 @@ def demo_folder():
     raise ValueError(f"there are no demo weights in {places[0]} or {places[1]}: name a folder with --model")
 
 
+@one_line_errors
 def load_vita(
     cls, folder=None, dtype=None, device="cpu", quantize=None, *, kernels="auto", vision_dir=None, audio_dir=None,
     speech_dir=None, split=False, pack=False, mmap=True, progress=None, check_finite=False,
@@ -43,7 +49,7 @@ def load_vita(
     """Builds ``cls`` (`Vita`) from a checkpoint folder; None is the demo.
 
     Args:
-        dtype: a torch dtype; None is the config's.
+        dtype: a torch dtype or its name, also in short (see `DTYPES`); None or "auto" is the config's.
         quantize: "int8" quantises the decoder's matrices as they are read.
         kernels: "plain" uses torch's products, "fast" those committed for this processor (see `scale`), "auto" fast
             ones for generation and plain ones for everything else.
@@ -60,12 +66,13 @@ def load_vita(
     from . import scale
 
     scale.check(kernels, quantize, pack)
-    folder = demo_folder() if folder is None else Path(folder)
+    dtype, device = as_dtype(dtype), as_device(device)
+    folder = demo_folder() if folder is None else as_folder(folder)
     config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), checkpoint.find_tensors(folder)
     config = with_stored_vocabulary(checkpoint.stored_config(config, files), files)
     with torch.device("meta"):
         vita = cls(config, load_tokenizer(folder))
-    options = {"dtype": getattr(torch, config.dtype) if dtype is None else dtype, "device": device, "progress": progress}
+    options = {"dtype": as_dtype(config.dtype) if dtype is None else dtype, "device": device, "progress": progress}
     options |= {"ignored": unread_prefixes(config), "mmap": mmap and torch.device(device).type == "cpu"}
     options["check_finite"] = check_finite
     options |= scale.install(vita, kernels=kernels, quantize=quantize, split=split, pack=pack)
@@ -74,6 +81,36 @@ def load_vita(
         vita.speech = Speech.from_pretrained(speech_dir, device=device, check_finite=check_finite)
         vita.config = replace(vita.config, speech=vita.speech.decoder.config)
     return vita.eval()
+
+
+def as_dtype(given):
+    """A torch dtype from itself or its name; None for None and "auto"."""
+    if given is None or isinstance(given, str) and given == "auto":
+        return None
+    dtype = DTYPES.get(given.removeprefix("torch.").lower()) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be a torch dtype or one of {', '.join(DTYPES)}, got {shown(given)}")
+    return dtype
+
+
+def as_device(given):
+    """A device that can hold the model. Raises: ValueError for one that torch cannot use here."""
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError, OverflowError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0][:200]
+        raise ValueError(f"the device {shown(given)} cannot be used: {escaped(reason)}") from None
+    if device.type == "meta":
+        raise ValueError("the device meta has no values: --dry-run shows what a request needs")
+    return device
+
+
+def as_folder(given):
+    """A path from a str or a path. Raises: ValueError."""
+    if not isinstance(given, (str, os.PathLike)) or given == "":
+        raise ValueError(f"a checkpoint folder must be a path, or None for the demo, got {shown(given)}")
+    return Path(given)
 
 
 def with_stored_vocabulary(config, files):

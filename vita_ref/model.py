@@ -12,19 +12,30 @@ Test: ``pytest tests/test_model.py``
 
 import contextlib
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .answer import Answer, drop_unknown_ids
 from .audio import AudioEncoder, audio_token_count
-from .cache import KVCache
+from .checks.batch import check_batch, check_cache, check_sf_masks
+from .checks.media import check_pixels, check_sounds
+from .checks.rows import finite_logits, new_token_room, prepare_rows
 from .decoder import Decoder, next_token_loss
-from .inputs import Batch, Inputs, audio_rows, check_inputs, split_options, text_ids
+from .inputs import (
+    Batch,
+    Inputs,
+    Step,
+    VitaOutput,
+    audio_rows,
+    check_inputs,
+    split_options,
+    text_ids,
+)
 from .masks import last_hidden
 from .prompt import TEMPLATES
 from .request import (
+    PreparedRequest,
     Request,
     as_request,
     check_length,
@@ -36,28 +47,6 @@ from .sampling import Sampling, repetition_penalty, row_generators, sample, seen
 from .splice import splice
 from .video import slow_fast
 from .vision import Projector, VisionTower
-
-
-class VitaOutput(NamedTuple):
-    """The result of one pass.
-
-    Shapes: logits [B, S, V]; loss a scalar or None; hidden_states and attentions as in `DecoderOutput`. ``cache`` is
-    None while gradients are recorded; ``segments`` are those of `Spliced`, None if nothing was spliced.
-    """
-
-    logits: torch.Tensor
-    loss: torch.Tensor | None
-    cache: KVCache | None
-    hidden_states: tuple | None
-    attentions: tuple | None
-    segments: list | None
-
-
-class Step(NamedTuple):
-    """One step of the loop: the chosen ids [B] and the logits [B, V] that they were chosen from."""
-
-    ids: torch.Tensor
-    logits: torch.Tensor
 
 
 class Vita(nn.Module):
@@ -86,23 +75,27 @@ class Vita(nn.Module):
 
     # ---- images and sounds to features
 
-    def encode_images(self, pixel_values):
+    def encode_images(self, pixel_values, *, checked=False):
         """Shapes: [N, 3, Y, X] normalised pixels -> [N, I, D].
 
         Raises: ValueError if the checkpoint has no vision tower, or the pixels do not fit it.
         """
         if self.vision is None:
             raise ValueError(f"this checkpoint cannot take images: {missing_reason(self.config, 'vision')}")
+        if not checked:
+            check_pixels(pixel_values, self.config.vision, "pixel_values", (4,))
         like = self.decoder.norm.weight
         return self.projector(self.vision(pixel_values.to(like.device, like.dtype)))
 
-    def encode_audios(self, fbank, lengths):
+    def encode_audios(self, fbank, lengths, *, checked=False):
         """Shapes: [N, J, M] filter banks, [N] frames -> embeds [N, A, D] and lengths [N] in positions.
 
         Raises: ValueError if the checkpoint has no audio encoder, or a sound is too short for it.
         """
         if self.audio is None:
             raise ValueError(f"this checkpoint cannot take sounds: {missing_reason(self.config, 'audio')}")
+        if not checked:
+            check_sounds(fbank, lengths)
         like = self.decoder.norm.weight
         return self.audio(fbank.to(like.device, like.dtype), lengths)
 
@@ -112,19 +105,16 @@ class Vita(nn.Module):
             return []
         tiles = [x if x.dim() == 4 else x[None] for x in images]
         if len({t.shape[1:] for t in tiles}) == 1:
-            encoded = self.encode_images(torch.cat(tiles)).split([len(t) for t in tiles])
+            encoded = self.encode_images(torch.cat(tiles), checked=True).split([len(t) for t in tiles])
         else:
-            encoded = [self.encode_images(t) for t in tiles]
+            encoded = [self.encode_images(t, checked=True) for t in tiles]
         features = [x.flatten(0, 1) for x in encoded]  # each [I_i, D]
         if sf_masks is None:
             return features
-        if len(sf_masks) != len(features):
-            raise ValueError(f"sf_masks has {len(sf_masks)} entries for {len(features)} images")
-        if any(mask > 0 and len(t) > 1 for mask, t in zip(sf_masks, tiles)):
-            raise ValueError("a frame that sf_masks marks must be one tile: give each frame as an entry of its own")
+        check_sf_masks(sf_masks, tiles)
         return slow_fast(features, sf_masks)
 
-    def audio_features(self, audios):
+    def audio_features(self, audios, finite=True):
         """Features [A_i, D] of each sound.
 
         ``audios`` is a dict: "audios", filter banks [N, J, M], embeddings [N, A, D] or a list of such rows; "lengths"
@@ -134,11 +124,11 @@ class Vita(nn.Module):
         """
         if audios is None:
             return []
-        rows, kept, is_bank = audio_rows(audios, self.config)
+        rows, kept, is_bank = audio_rows(audios, self.config, finite)
         banks, encoded, prompts = [row for row, bank in zip(rows, is_bank) if bank], iter(()), 0
         if banks:
             padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, J, M]
-            embeds = self.encode_audios(padded, [len(bank) for bank in banks]).embeds  # [N, A, D]
+            embeds = self.encode_audios(padded, [len(bank) for bank in banks], checked=True).embeds  # [N, A, D]
             prompts = self.config.audio.num_prompts
             encoded = (e[: audio_token_count(len(bank)) + prompts] for e, bank in zip(embeds, banks))
         features = [next(encoded) if bank else row for row, bank in zip(rows, is_bank)]
@@ -147,9 +137,12 @@ class Vita(nn.Module):
 
     # ---- one pass
 
-    def inputs(self, batch, cache=None):
-        """A `Batch` as inputs of the decoder: text is embedded, media are encoded and spliced in."""
-        batch.check(self.config.decoder.hidden_size)
+    def inputs(self, batch, cache=None, finite=True):
+        """A `Batch` as inputs of the decoder: text is embedded, media are encoded and spliced in.
+
+        Raises: ValueError as `check_batch`; NaN and infinity are accepted without ``finite``.
+        """
+        batch = check_batch(batch, self.config, self.decoder.norm.weight, finite)
         if batch.inputs_embeds is not None:
             return Inputs(batch.inputs_embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
         if not batch.has_media:
@@ -158,7 +151,7 @@ class Vita(nn.Module):
         mask = batch.attention_mask
         if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
             mask = mask[:, -batch.input_ids.shape[1] :]  # [B, n]; it may cover the cached columns too
-        features = self.image_features(batch.images, batch.sf_masks), self.audio_features(batch.audios)
+        features = self.image_features(batch.images, batch.sf_masks), self.audio_features(batch.audios, finite)
         c, states = self.config, None if batch.audios is None else batch.audios.get("state_labels")
         spliced = splice(
             batch.input_ids, self.embed, *features, mask, batch.labels,
@@ -189,8 +182,9 @@ class Vita(nn.Module):
         Shapes: input_ids [B, n] long, or a list of [n_i].
         Raises: ValueError for shapes, numbers of media or combinations that do not match.
         """
+        check_cache(cache, self.decoder)
         x = self.inputs(Batch(input_ids, **batch), cache)
-        check_inputs(x)
+        check_inputs(x, self.config.decoder.vocab_size)
         needs_grad = x.embeds.requires_grad or any(p.requires_grad for p in self.decoder.parameters())
         if cache is None and not (torch.is_grad_enabled() and needs_grad):
             cache = self.decoder.new_cache(len(x.embeds), None)
@@ -203,14 +197,15 @@ class Vita(nn.Module):
 
     # ---- generation
 
-    def steps(self, x, options):
+    def steps(self, x, options, errors=None):
         """The generation loop. Yields a `Step` for each new token until every row has ended.
 
-        The ids of rows that have ended are the padding id.
+        The ids of rows that have ended are the padding id. ``errors`` gets the ValueErrors of rows that fail, by row.
         """
         b, s, _ = x.embeds.shape
-        device = x.embeds.device
-        cache = self.decoder.new_cache(b, s + options.max_new_tokens)
+        device, errors = x.embeds.device, {} if errors is None else errors
+        room = new_token_room(x, options, self.config.decoder.max_position_embeddings)
+        cache = self.decoder.new_cache(b, s + max(room))
         generators = None if options.greedy else row_generators(options.generator, b, device)
         stops = torch.tensor(self.eos_ids(options.eos_token_id), dtype=torch.long, device=device)
         padding = self.padding_id(options)
@@ -219,16 +214,18 @@ class Vita(nn.Module):
             prompt = [()] * b if x.batch.input_ids is None else x.batch.input_ids
             seen = seen_tokens(prompt, x.batch.attention_mask, self.config.decoder.vocab_size, device)
         ended = torch.zeros(b, dtype=torch.bool, device=device)  # [B]
-        embeds, mask, positions = x.embeds, x.mask, x.positions
-        for step in range(options.max_new_tokens):
+        embeds, mask, positions, room_left = x.embeds, x.mask, x.positions, torch.tensor(room, device=device)
+        for step in range(max(room)):
             with self.generation_products():
                 out = self.decoder(embeds, attention_mask=mask, position_ids=positions, cache=cache)
                 logits = self.decoder.lm_head(last_hidden(out.last_hidden_state, mask))  # [B, V]
+            logits, failed = finite_logits(logits, ended, options, errors, self)  # [B, V] and [B]
+            ended = ended | failed  # [B]
             scores = repetition_penalty(logits, seen, options.repetition_penalty) if penalised else logits  # [B, V]
             chosen = sample(scores, options, generators)  # [B]
             ids = chosen.masked_fill(ended, padding)  # [B]
-            yield Step(ids, logits)
-            ended = ended | torch.isin(ids, stops)  # [B]
+            yield Step(ids, logits, ended)
+            ended = ended | torch.isin(ids, stops) | (room_left <= step + 1)  # [B]
             if ended.all():
                 return
             if penalised:
@@ -237,68 +234,80 @@ class Vita(nn.Module):
 
     @torch.inference_mode()
     def generate(self, input_ids=None, *, max_new_tokens, stream=None, include_prompt=False, **options):
-        """New token ids [B, new]. Rows that ended early are filled with ``pad_token_id``.
+        """New token ids [B, new]; with ``errors="return"`` a list of rows [new], or the ValueErrors of those that failed.
+        Rows that ended early are filled with ``pad_token_id``.
 
         Options are the fields of `Sampling` and of `Batch`. ``eos_token_id`` is an id, a list, ``()`` for none, or
         None for the checkpoint's. ``stream`` is called with each step's ids [B]. ``include_prompt`` puts input_ids in
         front. The repetition penalty applies to the tokens of input_ids too, but not to those behind inputs_embeds.
 
-        Raises: ValueError for what `forward` refuses, and for options out of range.
+        Raises: ValueError for what `forward` refuses, options out of range, a prompt that leaves no room for the new
+        tokens, and logits that are not finite (the message names the rows).
         """
         fields, options = split_options(options, Batch, Sampling)
         batch, sampling = Batch(input_ids, **fields), Sampling(max_new_tokens=max_new_tokens, **options).check()
         if include_prompt and not isinstance(input_ids, torch.Tensor):
             raise ValueError("include_prompt needs input_ids as one tensor [B, S]")
-        x = self.inputs(batch)
+        x = self.inputs(batch, finite=sampling.errors == "raise")
         check_inputs(x)
-        new = []
-        for step in self.steps(x, sampling):
+        new, errors = [], {}
+        for step in self.steps(x, sampling, errors):
             new.append(step.ids)
             if stream is not None:
                 stream(step.ids)
-        new = torch.stack(new, 1)  # [B, new]
-        return torch.cat([input_ids, new], 1) if include_prompt else new
+        new = torch.cat([input_ids] * bool(include_prompt) + [torch.stack(new, 1)], 1)
+        return new if sampling.errors == "raise" else [errors.get(i, row) for i, row in enumerate(new)]
 
     @torch.inference_mode()
     def answer(self, prepared, options):
         """Answers prepared requests together: yields their `Answer` objects after every step, and once at the end."""
-        x = self.inputs(collate(prepared))
+        x, errors = self.inputs(collate(prepared)), {}
         check_inputs(x)
         stops = self.stop_ids if options.eos_token_id is None else self.eos_ids(options.eos_token_id)
         options = replace(options, eos_token_id=stops)
         answers = [Answer(self.tokenizer, self.config.template, stops, segments) for segments in x.segments]
-        for step in self.steps(x, options):
-            for each, token, logits in zip(answers, step.ids.tolist(), step.logits):
-                each.push(token, logits)
+        for step in self.steps(x, options, errors):
+            for each, *pushed in zip(answers, step.ids.tolist(), step.logits, step.ended.tolist()):
+                each.push(*pushed)
             yield answers
-        for each in answers:
-            each.finish()
+        for i, each in enumerate(answers):
+            each.finish(errors.get(i))
         yield answers
 
     def respond(self, text=None, images=(), audios=(), video=None, **options):
-        """The answer to a question with images and sounds (paths, PIL images or tensors), as a string.
+        """The answer to a question with images and sounds (see `Request`), as a string.
 
         Options are the other fields of `Request`, and those of `Sampling`: by default greedy, with at most 256 new
         tokens. A state mark at the beginning is removed.
         Raises: ValueError for media that cannot be read, or that the checkpoint cannot take.
         """
         request, options = split_options(options, Request, Sampling)
-        return self.respond_batch([Request(text, list(images), list(audios), video, **request)], **options)[0]
+        return self.respond_batch([Request(text, images, audios, video, **request)], **options)[0]
 
     def respond_batch(self, requests, **options):
-        """The answers to several requests (`Request`, or dicts of its fields). They equal those of `respond`."""
-        requests = [as_request(each) for each in requests]
-        options = Sampling(**options).check()
-        if not requests:
-            return []
-        prepared = [self.prepare(request) for request in requests]
-        *_, answers = self.answer(prepared, options)
-        return [each.text.strip() for each in answers]
+        """The answers to several requests (`Request`, dicts of its fields, or prompts). They equal those of `respond`.
 
-    def prepare(self, request):
-        """A `Request` as a `PreparedRequest`. Raises: ValueError if it cannot be answered."""
+        Options are as for `respond`; those of `Request` hold for the requests that leave them out. With
+        ``errors="return"`` a ValueError stands in the place of an answer that cannot be given.
+        Raises: ValueError, which names the row.
+        """
+        common, options = split_options(options, Request, Sampling)
+        options = Sampling(**options).check()
+        new = options.max_new_tokens
+        results = prepare_rows(requests, lambda each: self.prepare(as_request(each, common), new), options.errors)
+        rows = [i for i, each in enumerate(results) if isinstance(each, PreparedRequest)]
+        if rows and not options.greedy:  # a row draws the same whether others are refused or not
+            generators = row_generators(options.generator, len(results), self.decoder.norm.weight.device)
+            options = replace(options, generator=[generators[i] for i in rows])
+        *_, answers = self.answer([results[i] for i in rows], options) if rows else [[]]
+        for i, each in zip(rows, answers):
+            results[i] = each.error or each.text.strip()
+        return results
+
+    def prepare(self, request, max_new_tokens=None):
+        """A `Request` as a `PreparedRequest`. Raises: ValueError if it cannot be answered, with so many new tokens."""
         prepared = prepare_request(request, self.config, self.tokenizer)
-        check_length(self.config, prepared)
+        check_length(self.config, prepared, max_new_tokens)
         return prepared
 
     def text(self, ids, skip_special_tokens=True):
@@ -314,7 +323,7 @@ class Vita(nn.Module):
     def eos_ids(self, eos_token_id):
         """``eos_token_id`` as a tuple of ids."""
         ids = self.config.eos_token_ids if eos_token_id is None else eos_token_id
-        return (ids,) if isinstance(ids, int) else tuple(ids)
+        return tuple(map(int, ids)) if isinstance(ids, (list, tuple)) else (int(ids),)
 
     def padding_id(self, options):
         """The id that fills ended rows: that of the options, the checkpoint's, or the first that ends a row."""

@@ -9,12 +9,23 @@ Test: ``pytest tests/test_request.py``
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 
 import torch
 
 from . import fbank, image, video
 from .audio import MIN_FRAMES, audio_token_count
+from .checks.media import (
+    as_picture,
+    as_waveform,
+    check_pixels,
+    check_request,
+    check_sound,
+)
+from .checks.rows import room
+from .files.messages import counted, shown
 from .inputs import Batch
 from .prompt import encode_prompt, expand_video, place_media, render
 from .splice import check_counts, runs
@@ -24,7 +35,10 @@ DESCRIBE = {"image": "Describe the image.", "video": "Describe the video."}
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks. Media are paths, file objects, PIL images or tensors.
+    """What a user asks. Images are paths, file objects, PIL images, numpy uint8 arrays [H, W] or [H, W, 3 or 4], or
+    floating tensors of normalised pixels, [3, Y, X] or [N, 3, Y, X] for one placeholder. Sounds are paths, file objects,
+    (waveform, rate) with floats [W] or [C, W], or filter banks [J, M]. One of them stands for a list of one. A video is
+    a path or a tensor [N, 3, Y, X].
 
     ``prompt`` may contain placeholders; otherwise they are added in front. The default is `DESCRIBE` for images and
     videos, and empty with a sound, which is then the question. ``raw`` omits the chat template.
@@ -54,8 +68,9 @@ def prepare_request(request, config, tokenizer):
     """Reads the files of a request and encodes its text.
 
     Raises: ValueError for a file that cannot be read, media that the checkpoint cannot take, placeholders that
-    do not match the media, or an empty prompt.
+    do not match the media, an empty prompt, or a field of a wrong type.
     """
+    request = check_request(request)
     check_parts(request, config, tokenizer)
     has_video = request.video is not None
     counts = len(request.images), len(request.audios)
@@ -97,14 +112,19 @@ def collate(prepared):
     return Batch([each.ids for each in prepared], images=images or None, audios=audios)
 
 
-def as_request(given):
-    """A `Request`, or a dict of its fields, as a `Request`."""
+def as_request(given, common=MappingProxyType({})):
+    """A `Request`, a dict of its fields, or a prompt as a `Request`. ``common`` has the fields that it leaves out."""
     if isinstance(given, Request):
-        return given
+        defaults = {f.name: f.default for f in fields(Request)}
+        return replace(given, **{name: x for name, x in common.items() if getattr(given, name) is defaults[name]})
+    given = {"prompt": given} if isinstance(given, str) else given
+    has_fields = isinstance(given, Mapping)
+    if not has_fields:
+        raise ValueError(f"a request must be a Request, a dict of its fields or a prompt, got {type(given).__name__}")
     names = [f.name for f in fields(Request)]
     if not set(given) <= set(names):
-        raise ValueError(f"a request has the fields {', '.join(names)}, got {', '.join(map(str, given))}")
-    return Request(**given)
+        raise ValueError(f"a request has the fields {', '.join(names)}, got {shown(list(given))}")
+    return Request(**(common | given))
 
 
 # ---- media
@@ -112,8 +132,9 @@ def as_request(given):
 
 def load_image(source, request, config):
     """One image as tiles [N, 3, tile, tile]; a tensor [3, Y, X] or [N, 3, Y, X] is already normalised."""
+    source = as_picture(source, config.vision)
     if isinstance(source, torch.Tensor):
-        return source if source.dim() == 4 else source[None]
+        return source
     c = config.vision
     max_tiles = config.max_tiles if request.max_tiles is None else request.max_tiles
     return image.load_tiles(source, tile=c.image_size, max_tiles=max_tiles, mean=c.image_mean, std=c.image_std)
@@ -122,7 +143,7 @@ def load_image(source, request, config):
 def load_video(request, config):
     """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [N, 3, Y, X] is already normalised."""
     if isinstance(request.video, torch.Tensor):
-        return list(request.video.split(1))
+        return list(check_pixels(request.video, config.vision, "a video", (4,)).split(1))
     c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
     frames = video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
     return [image.load_square(f, tile=c.image_size, fit=fit, mean=c.image_mean, std=c.image_std) for f in frames]
@@ -131,9 +152,9 @@ def load_video(request, config):
 def load_audio(source, config):
     """One sound as its filter bank [J, M]; a tensor is returned unchanged."""
     if isinstance(source, torch.Tensor):
-        return source
+        return check_sound(source, config)
     c = config.audio
-    waveform, rate = fbank.load_sound(source)
+    waveform, rate = as_waveform(source) or fbank.load_sound(source)
     options = {"frame_length": c.frame_length, "frame_shift": c.frame_shift, "target_rate": c.sample_rate}
     return fbank.log_mel(waveform, rate, num_mel_bins=c.num_mel_bins, **options)
 
@@ -174,7 +195,7 @@ def audio_positions(config, sound):
     if sound.shape[-1] == config.decoder.hidden_size != (encoder and encoder.num_mel_bins):
         return len(sound)
     if len(sound) < MIN_FRAMES:
-        frames = f"{len(sound)} filter-bank frame{'s' * (len(sound) != 1)}"
+        frames = counted(len(sound), "filter-bank frame")
         raise ValueError(f"a sound of {frames} is too short: at least {MIN_FRAMES} are needed")
     return audio_token_count(len(sound)) + (encoder.num_prompts if encoder else 0)
 
@@ -200,12 +221,17 @@ def count_positions(config, prepared):
     return counts | {"total": sum(counts.values()), "cut": whole - sum(counts.values())}
 
 
-def check_length(config, prepared):
-    """Returns the counts of `count_positions`. Raises: ValueError if the end of the prompt would be cut off."""
+def check_length(config, prepared, max_new_tokens=None):
+    """Returns the counts of `count_positions`.
+
+    Raises: ValueError if the end of the prompt would be cut off, or the prompt and its new tokens take more positions
+    than the checkpoint has.
+    """
     counts = count_positions(config, prepared)
     if counts["cut"]:
         raise ValueError(
             f"the prompt takes {counts['total'] + counts['cut']} positions, but this checkpoint takes at most "
             f"{config.tokenizer_model_max_length}: give fewer images, fewer tiles (--max-tiles) or shorter sounds"
         )
+    room(counts["total"], max_new_tokens, config.decoder.max_position_embeddings)
     return counts

@@ -10,8 +10,11 @@ Test: ``pytest tests/test_sampling.py``
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
+
+from .files.messages import shown
 
 TINY, HUGE = 1e-30, 1e30  # numbers beyond these would become 0 or infinite in float32
 
@@ -27,10 +30,13 @@ class Sampling:
         top_p: keep the fewest likeliest tokens whose probabilities add up to this number; 1 keeps all.
         top_k: keep this many of the likeliest tokens; 0 keeps all.
         repetition_penalty: above 1, tokens that have occurred become less likely; 1 is off.
-        max_new_tokens: the length at which an answer ends at the latest.
+        max_new_tokens: the maximum number of new tokens. A prompt that leaves no space for them is refused. None: 256,
+            or fewer if the checkpoint has no positions for more.
         eos_token_id: the id or ids that end an answer; None: the checkpoint's; (): none.
         pad_token_id: the id that fills rows which have ended.
-        generator: the source of the draws; None: torch's own.
+        generator: the source of the draws, or one for each row; None: torch's own.
+        errors: what happens to a row whose logits are not finite: "raise" refuses the batch, "return" puts the
+            ValueError in the place of the row's answer.
     """
 
     do_sample: bool | None = None
@@ -38,31 +44,57 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     eos_token_id: int | tuple | list | None = None
     pad_token_id: int | None = None
-    generator: torch.Generator | None = None
+    generator: torch.Generator | list | None = None
+    errors: str = "raise"
 
     def check(self):
         """Returns the options unchanged. Raises: ValueError with the option, its range and the value."""
+        new = 1 if self.max_new_tokens is None else self.max_new_tokens
         rules = (
             ("temperature", 0 if self.temperature is None else self.temperature, f"0 (greedy) or {TINY} to {HUGE}",
              lambda x: x == 0 or TINY <= x <= HUGE),
-            ("top_k", self.top_k, "an integer of at least 0 (0 is off)", lambda x: isinstance(x, int) and x >= 0),
-            ("max_new_tokens", self.max_new_tokens, "an integer of at least 1", lambda x: isinstance(x, int) and x >= 1),
+            ("top_k", self.top_k, "an integer of at least 0 (0 is off)", lambda x: isinstance(x, Integral) and x >= 0),
+            ("max_new_tokens", new, "an integer of at least 1", lambda x: isinstance(x, Integral) and x >= 1),
             ("top_p", self.top_p, f"a number from {TINY} to 1 (1 is off)", lambda x: TINY <= x <= 1),
             ("repetition_penalty", self.repetition_penalty, f"a number from {TINY} to {HUGE} (1 is off)",
              lambda x: TINY <= x <= HUGE),
         )  # fmt: skip
         for name, value, expected, is_valid in rules:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_valid(value):
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, Real) or not is_valid(value):
+                raise ValueError(f"{name} must be {expected}, got {shown(value)}")
+        self._check_others()
         return self
+
+    def _check_others(self):
+        """The options that are no numbers of a range."""
+        ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
+        sources = self.generator if isinstance(self.generator, (list, tuple)) else [self.generator]
+        rules = {
+            "do_sample": ("None, True or False", self.do_sample is None or isinstance(self.do_sample, bool)),
+            "eos_token_id": ("a token id, a list of them, or None", all(map(is_token, ends))),
+            "pad_token_id": ("a token id or None", is_token(self.pad_token_id)),
+            "generator": (
+                "a torch.Generator, a list of one for each row, or None",
+                all(x is None or isinstance(x, torch.Generator) for x in sources),
+            ),
+            "errors": ("'raise' or 'return'", isinstance(self.errors, str) and self.errors in ("raise", "return")),
+        }
+        for name, (expected, is_valid) in rules.items():
+            if not is_valid:
+                raise ValueError(f"{name} must be {expected}, got {shown(getattr(self, name))}")
 
     @property
     def greedy(self):
         """Whether the likeliest token is taken."""
         return self.temperature == 0 or not (self.temperature if self.do_sample is None else self.do_sample)
+
+
+def is_token(value):
+    """Whether it can stand for a token: an integer of 64 bits, or None."""
+    return value is None or isinstance(value, Integral) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def repetition_penalty(logits, seen, penalty):
@@ -117,10 +149,14 @@ def filter_top_p(logits, p):
 
 
 def row_generators(generator, rows, device="cpu"):
-    """A generator for each row, seeded by draws from the given one (torch's own if None).
+    """A generator for each row, seeded by draws from the given one (torch's own if None). A list of them stays a list.
 
     The draws of a row depend on its index and on the seed only, not on the other rows.
     """
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != rows:
+            raise ValueError(f"generator must be one for each of {rows} rows, got a list of {len(generator)}")
+        return list(generator)
     seeds = torch.randint(2**62, (rows,), generator=generator, device=generator.device if generator else "cpu")
     return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
 

@@ -153,7 +153,7 @@ class Speech(nn.Module):
             logits = self.decoder.step(tokens[-1], cache)  # [1, V]
             logits[:, [bos, sos, pad]] = -torch.inf  # these are no codes, and the codec has no vector for them
             if options.penalty_window > 0:
-                recent = tokens[-options.penalty_window :]  # quirk: sos counts as a recent token, as in upstream
+                recent = tokens[-options.penalty_window :]  # quirk: the start token counts as a recent token, as in upstream
                 logits = apply_penalty(logits, recent, options.penalty)  # [1, V]
             token = int(sample(logits, options.sampling, [generator]))
             if token == eos:

@@ -157,7 +157,7 @@ def pad_rows(rows, side):
         embeds[i, filled], mask[i, filled], positions[i, filled] = row.embeds, True, row.positions
         if labels is not None:
             labels[i, filled] = row.labels
-        segments.append([(kind, start + a, start + b) for kind, a, b in row.segments])
+        segments.append([(kind, start + first_column, start + end) for kind, first_column, end in row.segments])
     return Spliced(embeds, mask, positions, labels, torch.tensor(lengths, device=first.device), segments)
 
 

@@ -28,9 +28,9 @@ class Embeddings(nn.Module):
 
     def forward(self, pixels):
         """Shapes: [N, 3, Y, X] -> [N, P, E]"""
-        patches = self.patch_embedding(pixels)  # [N, E, Y, X]
+        patches = self.patch_embedding(pixels)  # [N, E, rows, columns]
         n, _, rows, columns = patches.shape
-        patches = patches.flatten(2).mT  # [N, Y*X, E]
+        patches = patches.flatten(2).mT  # [N, rows*columns, E]
         x = torch.cat([self.class_embedding.expand(n, -1, -1), patches], 1)  # [N, P, E]
         return x + self.positions(rows, columns)  # [N, P, E]
 
@@ -41,8 +41,8 @@ class Embeddings(nn.Module):
         if (rows, columns) == (side, side):
             return table
         grid = table[:, 1:].mT.unflatten(2, (side, side)).float()  # [1, E, side, side]
-        grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)  # [1, E, Y, X]
-        return torch.cat([table[:, :1], grid.flatten(2).mT.to(table.dtype)], 1)  # [1, Y*X+1, E]
+        grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)  # [1, E, rows, columns]
+        return torch.cat([table[:, :1], grid.flatten(2).mT.to(table.dtype)], 1)  # [1, rows*columns+1, E]
 
 
 class VisionAttentionCore(nn.Module):
@@ -124,15 +124,15 @@ def pixel_shuffle(x, factor):
     """Joins ``factor`` x ``factor`` neighbours to one position, with their channels side by side (space to depth).
 
     The new channels are in the order (row, column, channel). Row and column count within the square of neighbours.
-    Shapes: [N, Y, X, E] -> [N, Y/factor, X/factor, factor*factor*E]
+    Shapes: [N, rows, columns, E] -> [N, rows/factor, columns/factor, factor*factor*E]
     Raises: ValueError if ``factor`` does not divide Y and X.
     Source: upstream internvit_encoder.py:41-53.
     """
     n, rows, columns, width = x.shape
     if rows % factor or columns % factor:
         raise ValueError(f"a grid of {rows} x {columns} patches cannot be shuffled by {factor}: it must divide both")
-    x = x.view(n, rows // factor, factor, columns // factor, factor, width)  # [N, Y/factor, factor, X/factor, factor, E]
-    return x.transpose(2, 3).flatten(3)  # [N, Y/factor, X/factor, factor*factor*E]
+    x = x.view(n, rows // factor, factor, columns // factor, factor, width)
+    return x.transpose(2, 3).flatten(3)  # [N, rows/factor, columns/factor, factor*factor*E]
 
 
 class VisionTower(nn.Module):
@@ -158,7 +158,7 @@ class VisionTower(nn.Module):
         rows, columns = pixels.shape[2] // c.patch_size, pixels.shape[3] // c.patch_size
         x = self.encoder(self.embeddings(pixels))  # [N, P, E]
         if not c.keep_class_token:
-            x = x[:, 1:]  # [N, Y*X, E]
+            x = x[:, 1:]  # [N, rows*columns, E]
         x = x * c.feature_scale  # quirk: as in upstream, features are halved and no LayerNorm follows the layers
         if c.shuffle > 1:
             x = pixel_shuffle(x.unflatten(1, (rows, columns)), c.shuffle).flatten(1, 2)  # [N, I, factor*factor*E]

@@ -5,6 +5,7 @@ The golden numbers are upstream's own. Bounds: 2e-5 for the towers, 5e-5 for the
 
 import json
 import wave
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -640,3 +641,21 @@ def test_user_errors_print_one_line_and_exit_with_status_2(run, flags, message):
 def test_a_file_that_cannot_be_written_is_a_user_error(run, folder, tmp_path):
     status, _, err = run(tmp_path / "no" / "x.safetensors", "--model", folder, "--prompt", "hi")
     assert status == 2 and "cannot write" in err
+
+
+def test_a_trace_takes_plain_products_and_leaves_the_model_as_it_was(vita):
+    """With the default kernels, generation alone takes the fast products: a trace of it must not."""
+    entered = []
+
+    @contextmanager
+    def fast():
+        entered.append(True)
+        yield
+
+    vita.generation_products = fast
+    with trace(vita):
+        vita.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, eos_token_id=())
+    assert not entered and vita.generation_products is fast
+    vita.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, eos_token_id=())
+    assert entered
+    vita.generation_products = nullcontext

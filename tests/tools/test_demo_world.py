@@ -179,7 +179,7 @@ def test_drawn_objects_have_their_colours_at_their_centres_and_leave_the_rest_pl
     rng = random.Random(seed)
     shown = scene.sample_scene(rng, held_out=True)
     width, height = (round(120 * s) for s in shapes.extent(shown.aspect))
-    pixels = np.asarray(draw.draw(shown, width, height, rng)).astype(int)  # [H, W, 3]
+    pixels = np.asarray(draw.draw(shown, width, height, rng)).astype(int)  # [Y, X, 3]
     rows, columns = (np.mgrid[:height, :width] + 0.5) / 120
     free = np.ones((height, width), bool)
     for thing in shown.things:

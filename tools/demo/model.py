@@ -84,10 +84,10 @@ class Model(nn.Module):
         return kept["patches"], features
 
     def listen(self, banks, rng=None):
-        """Rows [N, A, D], their number [N], scores [N, A, 1 + V] of filter banks [T, M]; with ``rng``, of warped ones."""
+        """Rows [N, A, D], their number [N], scores [N, A, 1 + V] of filter banks [J, M]; with ``rng``, of warped ones."""
         normal = self.audio.encoder["global_cmvn"]
         lengths = torch.tensor([len(bank) for bank in banks])
-        padded = pad_sequence(list(banks), batch_first=True)  # [N, T, M]
+        padded = pad_sequence(list(banks), batch_first=True)  # [N, J, M]
         if rng:
             for bank, length in zip(padded, lengths.tolist()):
                 warp(bank, length, normal.mean.cpu(), rng)
@@ -119,7 +119,7 @@ def config_text(config):
 
 
 def warp(bank, length, mean, rng):
-    """Changes a filter bank [T, M] in place: as of a throat of another size, and parts of it without sound."""
+    """Changes a filter bank [J, M] in place: as of a throat of another size, and parts of it without sound."""
     bins = bank.shape[1]
     places = torch.arange(bins) * rng.uniform(0.94, 1.06) + rng.uniform(-2, 2)
     low = places.clamp(0, bins - 1).long()  # [M]

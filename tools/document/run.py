@@ -132,7 +132,7 @@ class Run:
         """The audio encoder stage by stage: its checks read lengths, which have no values on the meta device."""
         encoder, bins = self.vita.audio, self.config.audio.num_mel_bins
         normal = encoder.normalise(torch.empty(count, frames, bins, device="meta"))
-        x = encoder.subsample(normal)  # [N, P, U]
+        x = encoder.subsample(normal)  # [N, P, C]
         lengths = torch.empty(count, device="meta")  # [N]
         return encoder.adapt(encoder.encode(x, lengths), lengths)
 

@@ -57,7 +57,7 @@ The shape letters are those of vision.py, audio.py and decoder.py; n ids of the 
 Test: ``pytest tests/analysis/test_trace.py``
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -69,11 +69,12 @@ from ..audio import audio_token_count, encoder_position_count
 def trace(vita, *, deep=False, maps=False, all_logits=False):
     """Yields a dict that is filled while the model runs: name -> copy on the CPU, in the order of computation.
 
-    ``deep`` also records the intermediates of each layer. ``maps`` also records the attention maps of the decoder, and
+    Generation takes plain products meanwhile, as `Vita.forward` does. ``deep`` also records the intermediates of each layer. ``maps`` also records the attention maps of the decoder, and
     selects the eager path for it; its logits equal those of the fused path within rounding.
     ``all_logits`` also records the logits of every position.
     """
-    record = {}
+    record, products = {}, vita.generation_products
+    vita.generation_products = nullcontext
 
     def save(name, tensor):
         record[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -86,6 +87,7 @@ def trace(vita, *, deep=False, maps=False, all_logits=False):
             handles += audio_hooks(vita.audio, save, deep)
         yield record
     finally:
+        vita.generation_products = products
         for handle in handles:
             handle.remove()
         for name in [name for name, tensor in record.items() if tensor is None]:  # placeholders of a pass that failed

@@ -59,4 +59,4 @@ def answer_together(prepared, answer):
         if len(prepared) == 1:
             return [ValueError(message)]
         return [result for each in prepared for result in answer_together([each], answer)]
-    return [(each, timing) for each in answers]
+    return [each.error or (each, timing) for each in answers]

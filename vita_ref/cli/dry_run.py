@@ -5,6 +5,7 @@ import json
 import torch
 
 from ..analysis import budget
+from ..checks.rows import DEFAULT_NEW_TOKENS
 from ..files.messages import shown
 from ..loading import demo_folder
 from ..request import check_length, prepare_request
@@ -21,7 +22,7 @@ def dry_run(a):
 
     def prepare(request):
         prepared = prepare_request(request, vita.config, vita.tokenizer)
-        check_length(vita.config, prepared)
+        check_length(vita.config, prepared, a.max_new_tokens)
         return prepared
 
     requests = read_requests(a)
@@ -30,7 +31,7 @@ def dry_run(a):
         raise ValueError(f"{shown(a.batch)} request {bad[0][0].number}: {bad[0][1]}")
     ranks = a.ranks or world_size()
     options = {"dtype": getattr(torch, a.dtype or vita.config.dtype), "quantize": a.quantize, "speech": vita.speech}
-    options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens, "group": GROUP}
+    options |= {"pack": a.pack, "max_new_tokens": a.max_new_tokens or DEFAULT_NEW_TOKENS, "group": GROUP}
     report = {"disk": disk, "missing": vita.config.missing, "ranks": ranks, "each_rank": None}
     report |= budget.estimate(vita.config, prepared, **options)
     if ranks > 1:

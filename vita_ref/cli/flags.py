@@ -63,13 +63,13 @@ def parser():
     p.add_argument("--audio", **file, **repeatable, help="a sound: wav, flac, ogg, mp3; repeatable; see below")
     p.add_argument("--video", **file, action=Once, help="a video file, an animated image, or a folder of frames")
     p.add_argument("--fps", type=float, default=1.0, help="video frames sampled per second (default: 1)")
-    p.add_argument("--max-frames", type=int, default=16, help="video frames at most (default: 16)")
+    p.add_argument("--max-frames", type=int, default=16, help="maximum number of video frames (default: 16)")
     p.add_argument("--system", **once, help="system prompt (default: the checkpoint's own)")
     p.add_argument("--system-file", **file, action=Once, help="system prompt from a file")
     p.add_argument("--raw", action="store_true", help="use the prompt as it is, without the chat template")
-    p.add_argument("--max-new-tokens", type=int, default=256, help="length of the answer at most (default: 256)")
+    p.add_argument("--max-new-tokens", type=int, help="maximum number of new tokens (default: 256, or what fits)")
     p.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy (default: 0)")
-    p.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens with this share (default: 1)")
+    p.add_argument("--top-p", type=float, default=1.0, help="sample from the smallest set of most likely tokens with this total probability (default: 1)")
     p.add_argument("--top-k", type=int, default=0, help="sample from this many of the likeliest tokens; 0: all (default: 0)")
     p.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeated tokens are less likely (default: 1)")
     p.add_argument("--seed", type=int, help="seed of the sampling (default: a new one each time)")
@@ -166,7 +166,8 @@ def check_device(name):
 def sampling_options(a, generator=None):
     """The sampling flags as `Sampling`."""
     names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
-    return Sampling(**{name: getattr(a, name) for name in names}, generator=generator)
+    errors = "return" if a.batch else "raise"
+    return Sampling(**{name: getattr(a, name) for name in names}, generator=generator, errors=errors)
 
 
 def world_size():

@@ -43,3 +43,8 @@ def one_line_errors(function):
             raise ValueError(escaped(str(error))) from None
 
     return checked
+
+
+def counted(n, noun):
+    """A number and its noun: 1 frame, 2 frames, 0 frames."""
+    return f"{n} {noun}{'s' * (n != 1)}"

@@ -7,6 +7,7 @@ Test: ``pytest tests/scale``
 """
 
 from ..files.checkpoint import set_param
+from ..files.messages import shown
 from . import int8, products
 
 KERNELS = ("auto", "plain", "fast")
@@ -54,8 +55,8 @@ def install(vita, *, kernels="auto", quantize=None, pack=False, split=False):
 def check(kernels, quantize, pack):
     """Raises: ValueError for options that are unknown or exclude each other."""
     if kernels not in KERNELS:
-        raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
+        raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {shown(kernels)}")
     if quantize not in (None, "int8"):
-        raise ValueError(f"quantize must be None or 'int8', got {quantize!r}")
+        raise ValueError(f"quantize must be None or 'int8', got {shown(quantize)}")
     if quantize and pack:
         raise ValueError("int8 weights cannot be packed: give pack or quantize")
