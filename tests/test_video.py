@@ -582,3 +582,29 @@ def test_devices_and_pipes_and_names_with_control_characters_are_refused_in_one_
     assert refusal(load_frames, "a\x1b[31m\n.mp4") == r"cannot read a\x1b[31m\n.mp4: no such file or folder"
     assert len(refusal(load_frames, "x" * 5000)) < 150
     assert refusal(load_frames, "a\0b").startswith(r"cannot read a\x00b: ")
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.txt", "hello world\n" * 50),  # FFmpeg would draw it
+        ("live.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:2,\n{other}\n"),  # and wait for more
+        ("list.ffconcat", "ffconcat version 1.0\nfile {other}\n"),
+        ("stream.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
+        ("a.mpd", "<?xml version='1.0'?><MPD><Period><BaseURL>{other}</BaseURL></Period></MPD>"),
+    ],
+)
+def test_only_containers_of_videos_are_read_and_no_file_leads_to_another(tmp_path, name, text):
+    av = pytest.importorskip("av")
+    other = tmp_path / "other.mp4"
+    with av.open(str(other), "w") as film:
+        stream = film.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        for _ in range(5):
+            film.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 32), "red"))))
+        film.mux(stream.encode())
+    assert load_frames(str(other))
+    (tmp_path / name).write_text(text.format(other=other.name))
+    with pytest.raises(ValueError, match=f"cannot read .*{name}") as refused:
+        load_frames(str(tmp_path / name))
+    assert "\n" not in str(refused.value)

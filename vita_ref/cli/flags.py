@@ -155,7 +155,7 @@ def check_device(name):
     """Refuses a device that torch cannot use here."""
     if name.startswith("meta"):
         raise ValueError("--device meta has no values: use --dry-run to see what a request needs")
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", name):
+    if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d{1,3})?", name):
         raise ValueError(f"--device must be cpu, cuda, cuda:1 (a number), mps or xpu, got {shown(name)}")
     try:
         torch.empty(0, device=name)

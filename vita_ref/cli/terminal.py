@@ -135,7 +135,7 @@ def discard_output():
 def first_rank_prints():
     """Discards standard output and standard error of all processes of torchrun but the first."""
     size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
-    if size == "1" or not (size.isdigit() and rank.isdigit() and int(rank)):
+    if size == "1" or not (size.isdigit() and rank.isdigit() and 0 < int(rank) < int(size)):
         yield
         return
     with (

@@ -18,6 +18,12 @@ TURNS = {  # x and y are swapped, the new x is mirrored, the new y is mirrored -
     (True, True, True): "TRANSVERSE",
 }
 
+# FFmpeg's names of the containers that hold films; one name of a family selects it
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,ogg,asf,gif,apng,webp_pipe,"
+    "ivf,mxf,nut,rm,wtv,dv,swf,vob,yuv4mpegpipe,av1,obu,wav,mp3,flac,aac"  # sounds: to say that they have no video
+)
+
 
 def times(items):
     """The times of packets or frames in seconds after the first, sorted; all None if one has none."""
@@ -75,7 +81,14 @@ def decode(path):
 
 
 def open_film(path):
-    """The film as a container of av. ``file:`` so that no name is read as an address."""
+    """The film as a container of av. ``file:`` so that no name is read as an address.
+
+    Only containers of films are read: FFmpeg would also draw text files, and follow playlists to other files.
+    """
     import av
 
-    return av.open(f"file:{path}", metadata_errors="replace")  # a title is not always UTF-8
+    options = {"format_whitelist": CONTAINERS}
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace", options=options)  # a title is not always UTF-8
+    except av.ArgumentError:
+        raise ValueError(f"cannot read {cut(path)}: it is not in a video format that is read here (mp4, mkv, avi, ...)") from None

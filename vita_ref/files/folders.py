@@ -50,6 +50,9 @@ def read_config(folder, *, vision_dir=None, audio_dir=None):
     if kind not in KINDS:
         raise ValueError(f"{path}: model_type is {shown(kind)}, expected one of {', '.join(KINDS)}")
     _check_unquantized(raw, path)
+    if kind != "vita-Qwen2" and (vision_dir or audio_dir):
+        given = "--vision-dir" if vision_dir else "--audio-dir"
+        raise ValueError(f"{given} is for VITA-1.5 folders, and {path} has model_type {shown(kind)}: leave it out")
     if kind == "vita_ref":
         return _own_config(raw, path)
     if kind == "qwen2":

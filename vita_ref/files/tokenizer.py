@@ -69,6 +69,8 @@ class Tokenizer:
 
         Raises: ValueError if the text contains half of a surrogate pair, which has no UTF-8.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be a str, got {type(text).__name__}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
