@@ -377,6 +377,9 @@ WRONG = {
     "two system texts": (("--prompt", "x", "--system", "a", "--system-file", "b"), "--system-file"),
     "a system file that does not exist": (("--prompt", "x", "--system-file", "nowhere.txt"), "nowhere.txt"),
     "an unknown device": (("--prompt", "x", "--device", "toaster"), "toaster"),
+    "a processor with a number": (("--prompt", "x", "--device", "cpu:1"), "cpu:1"),
+    "a vision folder for a checkpoint of another kind": (("--prompt", "x", "--vision-dir", "/nope"), "--vision-dir"),
+    "an audio folder for a checkpoint of another kind": (("--prompt", "x", "--audio-dir", "/nope"), "--audio-dir"),
     "the meta device": (("--prompt", "x", "--device", "meta"), "--dry-run"),
     "more tokens than any context has": (("--prompt", "x", "--max-new-tokens", 10**12), "1000000"),
     "a file name that is too long": (("--prompt", "x", "--video", "a" * 300), "a" * 40),
@@ -444,3 +447,16 @@ def test_without_speech_weights_or_a_folder_for_the_file_nothing_is_written(run,
     assert not list(tmp_path.iterdir()) and Vita.from_pretrained(folder).speech is None
     status, _, err = run("--prompt", "hi", "--speak", tmp_path / "nowhere" / "out.wav")
     assert status == 2 and "folder" in err
+
+
+def test_a_rank_beyond_the_number_of_processes_is_told(monkeypatch, run):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "5")
+    status, out, err = run("hi")
+    assert status == 2 and out == "" and err.count("\n") == 1 and "RANK" in err
+
+
+@pytest.mark.parametrize("value", [5, None, b"hi", ["hi"]])
+def test_only_a_string_is_encoded(folder, value):
+    with pytest.raises(TypeError, match=f"a text must be a str, got {type(value).__name__}"):
+        Vita.from_pretrained(folder).tokenizer.encode(value)
