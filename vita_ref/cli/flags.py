@@ -163,11 +163,11 @@ def check_device(name):
         raise ValueError(f"--device {name} cannot be used here: {one_line(error, 120)}") from None
 
 
-def sampling_options(a, generator=None):
+def sampling_options(a):
     """The sampling flags as `Sampling`."""
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
     errors = "return" if a.batch else "raise"
-    return Sampling(**{name: getattr(a, name) for name in names}, generator=generator, errors=errors)
+    return Sampling(**{name: getattr(a, name) for name in names}, errors=errors)
 
 
 def world_size():
