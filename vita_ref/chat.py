@@ -40,6 +40,8 @@ from .request import Request, check_positions
 from .sampling import Sampling
 from .stream import Stream
 
+MOST_UNUSED = 8  # media that no message has any more, which are remembered because they may be asked about again
+
 
 class Conversation:
     """Questions and answers, each of which continues those before it. `Vita.chat` makes one.
@@ -142,7 +144,9 @@ class Conversation:
         prompt = {"raw": request.get("raw", False), "system": request.get("system", self.system)}
         elements, dropped = self._fit(messages, sampling.max_new_tokens, prompt)
         used = {part for message in messages for part in message.parts}
-        self._media = {key: medium for key, medium in self._media.items() if medium in used}
+        unused = [key for key, medium in self._media.items() if medium not in used]
+        for key in unused[:-MOST_UNUSED]:
+            del self._media[key]
         notes, control = {"cached": 0, "dropped": dropped}, Control(progress)
         self._stream = Stream(lambda o: self._turn(messages, elements, o, control, notes), sampling, control, notes)
         return self._stream
