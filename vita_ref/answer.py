@@ -172,7 +172,7 @@ def possible_stop(text, stops):
     """How many characters at the end of a text may be the beginning of a stop text."""
     longest = max((len(stop) - 1 for stop in stops), default=0)
     ends = range(min(longest, len(text)), 0, -1)
-    return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in stops)), 0)
+    return next((n for n in ends if any(len(stop) > n and stop.startswith(text[-n:]) for stop in stops)), 0)
 
 
 def drop_unknown_ids(ids, tokenizer):

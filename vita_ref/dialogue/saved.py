@@ -156,10 +156,13 @@ def read_png(text, shape):
     from PIL import Image
 
     n, _, height, width = shape
-    with Image.open(io.BytesIO(decode(text)), formats=["PNG"]) as image:
-        if image.size != (width, n * height) or image.mode != "RGB":
-            raise ValueError(f"a medium of {shown(shape)} has a picture of {image.mode} {image.size}")
-        return np.asarray(image)
+    try:
+        with Image.open(io.BytesIO(decode(text)), formats=["PNG"]) as image:
+            if image.size != (width, n * height) or image.mode != "RGB":
+                raise ValueError(f"a medium of {shown(shape)} has a picture of {image.mode} {image.size}")
+            return np.asarray(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"a picture cannot be read: {type(error).__name__}") from None
 
 
 def decode(text):

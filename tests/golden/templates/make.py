@@ -93,10 +93,10 @@ TRIM = """{{- bos_token }}
         {{ raise_exception('only the roles system, user and assistant are known') }}
     {% endif %}
 {{- '<|' + message['role'] + '|>\\n\\n' + message['content'] | trim + eos_token }}
-{% endfor %}
-{% if add_generation_prompt %}
+{%- endfor %}
+{%- if add_generation_prompt %}
 {{- '<|assistant|>\\n\\n' }}
-{% endif %}
+{%- endif %}
 """
 VARIABLE = """{% if messages[0]['role'] == 'system' %}{% set text = messages[0]['content'] %}{% set rest = messages[1:] %}
 {% else %}{% set text = 'You see \\'shapes\\'.' %}{% set rest = messages %}{% endif %}
