@@ -282,12 +282,17 @@ def segments(elements):
 
 def main(argv=None):
     """Entry point of ``python -m vita_ref.chat``; returns the exit status."""
-    from .cli.talk import main
+    from .cli import talk
 
-    return main(argv)
+    return talk.main(argv)
 
 
-if __name__ == "__main__":
+def run():
+    """Runs `main` as a process."""
     from .cli.terminal import run_process
 
     run_process(main)
+
+
+if __name__ == "__main__":
+    run()
