@@ -65,12 +65,12 @@ def prompt_of(chat, result):
 
 
 class Watch:
-    """Counts what the towers and the decoder compute."""
+    """Counts the tiles that were encoded, and the positions that the decoder read."""
 
     def __init__(self, vita):
         self.tiles, self.read = Counter(), 0
         self.hooks = [
-            vita.vision.register_forward_pre_hook(lambda module, x: self.tiles.update(t.numpy().tobytes() for t in x[0])),
+            vita.vision.register_forward_hook(lambda module, x, out: self.tiles.update(t.numpy().tobytes() for t in x[0])),
             vita.decoder.register_forward_pre_hook(self.count),
         ]
 
@@ -100,7 +100,8 @@ class Talk(RuleBasedStateMachine):
     @initialize(template=st.sampled_from(["chatml", "vita"]), system=st.sampled_from([None, "be brief"]))
     def begin(self, template, system):
         self.vita = MODELS[template]
-        self.chat, self.watch, self.known, self.expected = self.vita.chat(system, **OPTIONS), Watch(self.vita), [], []
+        self.chat, self.watch, self.expected = self.vita.chat(system, **OPTIONS), Watch(self.vita), []
+        self.complete = False  # whether the last prompt was read to its end and is in the cache
 
     def teardown(self):
         if hasattr(self, "watch"):
@@ -109,6 +110,7 @@ class Talk(RuleBasedStateMachine):
     def check(self, result, question):
         """The answer is that of one prompt; the cache had all that it could have; pictures were encoded once."""
         self.expected += [question, {"role": "assistant", "content": result.text}]
+        self.complete = result.finish_reason in ("stop", "length")
         assert [m["content"] for m in self.chat.messages] == [m["content"] for m in self.expected]
         read = self.watch.read
         assert max(self.watch.tiles.values(), default=1) == 1
@@ -137,11 +139,11 @@ class Talk(RuleBasedStateMachine):
 
     @rule(text=texts, media=names, new=st.integers(1, 4))
     def ask(self, text, media, new):
-        before = self.chat.ids
+        before, complete = self.chat.ids, self.complete
         result = self.start(text, media, max_new_tokens=new).finish()
         prompt = self.check(result, self.question)
         shared = next((i for i, (a, b) in enumerate(zip(before, prompt)) if a != b), min(len(before), len(prompt)))
-        if IMAGE not in prompt and AUDIO not in prompt:  # positions are ids; the last id generated was never read
+        if complete and IMAGE not in prompt and AUDIO not in prompt:  # each id is a position; the last was not read
             assert min(shared, len(prompt) - 1) - 1 <= result.prompt["cached"] <= shared
 
     @rule(text=texts, media=names, pieces=st.integers(0, 2))
@@ -168,7 +170,7 @@ class Talk(RuleBasedStateMachine):
 
     @rule(text=texts)
     def give_up(self, text):
-        stream = self.start(text, [])
+        stream, self.complete = self.start(text, []), False
         next(stream, None)
         if stream.result is not None:
             self.check(stream.result, self.question)
@@ -206,7 +208,7 @@ class Talk(RuleBasedStateMachine):
         assert same == [[(k, v) for k, v in m.items() if isinstance(v, str)] for m in self.chat.messages]
         for got, want in zip(media_of(loaded.messages), media_of(self.chat.messages), strict=True):
             assert all(map(torch.equal, got, want)) and len(got) == len(want)
-        self.chat, self.watch.tiles = loaded, Counter()
+        self.chat, self.watch.tiles, self.complete = loaded, Counter(), False
 
 
 TestTalk = Talk.TestCase

@@ -65,6 +65,8 @@ def run_answers(vita, read, rows, options, control, cache=None):
     answers = [Answer(vita.tokenizer, vita.config.template, stops, [], options) for _ in range(rows)]
     control.start(options.max_seconds)
     try:
+        if control.reason:
+            raise Stopped(control.reason)
         x = read()
         check_inputs(x)
         for each, segments in zip(answers, x.segments):

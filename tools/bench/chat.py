@@ -1,6 +1,6 @@
 """How long the first piece of a second turn takes, against the first turn and against reading everything again:
 
-    python -m tools.bench.chat [--threads 1] [--dtype bfloat16] [--history 1000] [--turns 3]
+    python -m tools.bench.chat [--threads 1] [--dtype bfloat16] [--history 1000] [--turns 3] [--only random]
 
 A random Qwen2 of 0.5B answers behind a history of so many tokens; the demo weights answer about a picture. It prints the
 median of the turns, the positions that were read, and the seconds until the first piece.
@@ -82,12 +82,15 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--history", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", choices=["demo", "random"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    picture = {"text": "What color is the star?", "images": demo_folder() / "example.jpg"}
-    report("demo with a picture", Vita.from_pretrained(), picture, {"text": "And the circle?"}, args.turns)
-    text = "x" * (args.history - 40)  # the template takes the rest
-    report(f"0.5B, {args.dtype}", random_model(getattr(torch, args.dtype)), {"text": text}, {"text": "And why is that so?"}, args.turns)
+    if args.only != "random":
+        picture = {"text": "What color is the star?", "images": demo_folder() / "example.jpg"}
+        report("demo with a picture", Vita.from_pretrained(), picture, {"text": "And the circle?"}, args.turns)
+    if args.only != "demo":
+        vita, text = random_model(getattr(torch, args.dtype)), "x" * (args.history - 40)  # the template takes the rest
+        report(f"0.5B, {args.dtype}", vita, {"text": text}, {"text": "And why is that so?"}, args.turns)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,8 @@ def loading_options(a, progress=None):
     """The flags for the model as options of `Vita.from_pretrained`."""
     names = ("device", "quantize", "kernels", "vision_dir", "audio_dir", "speech_dir", "pack")
     options = {name: getattr(a, name) for name in names}
-    return options | {"dtype": a.dtype, "mmap": not a.no_mmap, "split": world_size() > 1, "progress": progress}
+    options |= {"dtype": a.dtype and getattr(torch, a.dtype), "mmap": not a.no_mmap, "split": world_size() > 1}
+    return options | {"progress": progress}
 
 
 def world_size():
