@@ -60,7 +60,7 @@ class Conversation:
         turn_options(options)
         self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, options
         self._messages, self._media, self._stream = [], {}, None
-        self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what the cache holds: see `_known`
+        self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what is in the cache
 
     # ---- what a user does
 
