@@ -2,7 +2,7 @@
 
     question -> place_media    adds <image>, <video> and <audio> in front, unless the question contains them
              -> render         the conversation in the layout that the model was trained with
-             -> expand_video   one <image> per frame in place of <video>
+             -> expand_media   one <image> per frame in place of <video>, and what a template writes around each
              -> encode_prompt  ids, with a negative id where the features of an image or a sound will be inserted
     answer   -> AnswerText     ids to text as they arrive, without the state mark that VITA-1.5 writes in front
 
@@ -13,7 +13,7 @@ Test: ``pytest tests/test_prompt.py``
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -30,6 +30,10 @@ class Template:
     ends_with_separator: bool  # also after the last message, if no answer follows
     stop: tuple  # texts that end an answer, as well as the EOS token
     image_separator: str  # between the images placed in front of a question and the question
+    after_each: str = ""  # after each image and video placed in front of a question
+    around_image: tuple = ("", "")  # around the positions of each image or frame
+    frame: str = IMAGE  # of a video; {} is the frame's number, from 1
+    frame_separator: str = ""  # between the frames of a video
     default_system: Mapping = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
     states: tuple = ()  # single characters that may begin an answer: to a spoken question, to noise, to a written one
 
@@ -38,6 +42,7 @@ class Template:
         object.__setattr__(self, "blocks", MappingProxyType(blocks))
         object.__setattr__(self, "default_system", MappingProxyType(dict(self.default_system)))
         object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "around_image", tuple(self.around_image))
         object.__setattr__(self, "states", tuple(self.states))
 
 
@@ -46,8 +51,10 @@ def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
 
     Example: ``place_media("Why?", images=2, audios=1, template="vita")`` is ``<image><image>\\n<audio>Why?``.
     """
-    visual = IMAGE * images * (IMAGE not in text) + VIDEO * videos * (VIDEO not in text)
-    separator = _template(template).image_separator if visual else ""
+    layout = _template(template)
+    visual = (IMAGE + layout.after_each) * images * (IMAGE not in text)
+    visual += (VIDEO + layout.after_each) * videos * (VIDEO not in text)
+    separator = layout.image_separator if visual else ""
     return visual + separator + AUDIO * audios * (AUDIO not in text) + text
 
 
@@ -79,15 +86,18 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
     return layout.separator.join(texts)
 
 
-def expand_video(text, frames):
-    """Replaces ``<video>`` by one ``<image>`` per frame. Without frames the text is unchanged.
+def expand_media(text, template="chatml", *, images=0, frames=0):
+    """Replaces ``<video>`` by one ``<image>`` per frame, and writes around each what the template has there.
 
+    Example: two frames of the template "internvl" are ``Frame1: <img><image></img>\nFrame2: <img><image></img>``.
     Raises: ValueError if there are frames and the text does not have exactly one ``<video>``.
     """
-    count = text.count(VIDEO)
+    layout, count = _template(template), text.count(VIDEO)
     if frames and count != 1:
         raise ValueError(f"the prompt has {_placeholders(count, VIDEO)}, but 1 video was given: write {VIDEO} once")
-    return text.replace(VIDEO, IMAGE * frames) if frames else text
+    if frames:
+        text = text.replace(VIDEO, layout.frame_separator.join(layout.frame.format(i + 1) for i in range(frames)))
+    return text.replace(IMAGE, IMAGE.join(layout.around_image)) if images or frames else text
 
 
 def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200, audio_token_index=-500):
@@ -227,6 +237,17 @@ def _block(message, layout, template):
 
 
 _CHATML = {role: (f"<|im_start|>{role}\n", "<|im_end|>") for role in ("system", "user", "assistant")}
+_INTERNVL = Template(
+    _CHATML,
+    "\n",
+    ends_with_separator=True,
+    stop=("<|im_end|>",),
+    image_separator="",
+    after_each="\n",
+    around_image=("<img>", "</img>"),
+    frame="Frame{}: <image>",
+    frame_separator="\n",
+)
 
 TEMPLATES = MappingProxyType(
     {
@@ -252,5 +273,8 @@ TEMPLATES = MappingProxyType(
             stop=("<|end|>",),
             image_separator="",
         ),
+        "internvl": _INTERNVL,  # of transformers' folders
+        "internvl2_5": _INTERNVL,  # this one and the next have the names of the published folders
+        "Hermes-2": replace(_INTERNVL, separator="", ends_with_separator=False),
     }
 )
