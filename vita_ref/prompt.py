@@ -30,12 +30,12 @@ class Template:
     ends_with_separator: bool  # also after the last message, if no answer follows
     stop: tuple  # texts that end an answer, as well as the EOS token
     image_separator: str  # between the images placed in front of a question and the question
+    default_system: Mapping = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
+    states: tuple = ()  # single characters that may begin an answer: to a spoken question, to noise, to a written one
     after_each: str = ""  # after each image and video placed in front of a question
     around_image: tuple = ("", "")  # around the positions of each image or frame
     frame: str = IMAGE  # of a video; {} is the frame's number, from 1
     frame_separator: str = ""  # between the frames of a video
-    default_system: Mapping = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
-    states: tuple = ()  # single characters that may begin an answer: to a spoken question, to noise, to a written one
 
     def __post_init__(self):
         blocks = {role: tuple(texts) for role, texts in self.blocks.items()}

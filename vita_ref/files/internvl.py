@@ -5,7 +5,7 @@
 
 A larger InternVL has another vision tower or language model; the error names the part and the setting.
 
-Test: ``pytest tests/files/test_internvl.py``
+Test: ``pytest tests/files/test_internvl_folders.py``
 """
 
 import ast
@@ -54,7 +54,7 @@ def internvl_config(raw, path):
     vision |= {"shuffle": _shuffle(raw, path), "feature_scale": 1.0, "projector_norm": True}
     pictures = _published_pictures(raw, path, vision) if published else _transformers_pictures(raw, path, vision)
     values = {
-        "decoder": decoder_config(llm, where),
+        "decoder": decoder_config(_without_dynamic(llm), where),
         "vision": build(VisionConfig, vision, path),
         "image_aspect_ratio": "stretch",
         "dtype": first(raw, "dtype", "torch_dtype", default=first(llm, "dtype", "torch_dtype", default="float32")),
@@ -62,6 +62,20 @@ def internvl_config(raw, path):
         "default_system": _system_text(raw, path) if published else None,
     }
     return build(VitaConfig, token_ids(llm, path.parent) | pictures | values, path)
+
+
+def _without_dynamic(llm):
+    """A config without dynamic rotary scaling. It changes nothing up to max_position_embeddings, and answers end there.
+
+    Source: transformers' `_compute_dynamic_ntk_parameters`: the factor counts for longer texts only.
+    """
+    plain = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = llm.get(key)
+        if isinstance(rope, dict) and "dynamic" in (rope.get("rope_type"), rope.get("type")):
+            theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+            plain[key] = {"rope_type": "default"} | theta
+    return llm | plain
 
 
 def _shuffle(raw, path):

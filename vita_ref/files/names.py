@@ -8,7 +8,7 @@
 A tuple of prefixes means that the checkpoint has the rows of one tensor here in several: transformers splits the matrix
 that makes q, k and v in the vision tower.
 
-Test: ``pytest tests/files/test_internvl.py``
+Test: ``pytest tests/files/test_internvl_folders.py``
 """
 
 PREFIXES = {
@@ -19,7 +19,7 @@ PREFIXES = {
     "audio.": "model.audio_encoder.",
 }
 _NESTED = {"decoder.": "language_model.model.", "decoder.lm_head.": "language_model.lm_head."}
-_PUBLISHED = PREFIXES | _NESTED | {"vision.": "vision_model.", "projector.": "mlp1."}
+PUBLISHED = PREFIXES | _NESTED | {"vision.": "vision_model.", "projector.": "mlp1."}
 _EMBEDDINGS = {"class_embedding": "cls_token", "position_embedding": "position_embeddings"}
 _EMBEDDINGS |= {"patch_embedding.": "patch_embeddings.projection."}
 _LAYER = {"attn.proj.": "attention.projection_layer.", "norm1.": "layernorm_before.", "norm2.": "layernorm_after."}
@@ -33,7 +33,7 @@ def prefixes(config, files):
         return PREFIXES
     starts = {name.partition(".")[0] for name in files} | {".".join(name.split(".", 2)[:2]) for name in files}
     if "vision_model" in starts:
-        return _PUBLISHED
+        return PUBLISHED
     if "vision_tower" in starts:
         return _transformers(config, "", _NESTED)
     if "model.language_model" in starts:

@@ -1,6 +1,6 @@
 """The config of a Qwen2, Qwen2.5 or Qwen3 decoder, in a folder of its own or inside another config.
 
-Test: ``pytest tests/files/test_folders.py tests/files/test_internvl.py``
+Test: ``pytest tests/files/test_folders.py tests/files/test_internvl_folders.py``
 """
 
 import os

@@ -28,10 +28,10 @@ def read_rope(raw, path):
         raise ValueError(f"{path}: not supported here: {', '.join(map(shown, sorted(unknown)[:8]))} in rope_scaling")
     theta = first(rope, "rope_theta", default=first(raw, "rope_theta", default=10000.0))
     kind = first(rope, "rope_type", "type", default="default")
-    if kind in ("default", "dynamic"):  # dynamic changes nothing up to max_position_embeddings, and nothing here is longer
+    if kind == "default":
         return theta, None
     if kind != "yarn":
-        raise ValueError(f"{path}: not supported here: rope_scaling of type {shown(kind)} (default, dynamic and yarn are)")
+        raise ValueError(f"{path}: not supported here: rope_scaling of type {shown(kind)} (default and yarn are)")
     values = {key: rope[key] for key in _FIELDS if rope.get(key) is not None}
     lengths = (raw, "original_max_position_embeddings"), (rope, "original_max_position_embeddings")
     known = (first(where, key) for where, key in (*lengths, (raw, "max_position_embeddings")))
