@@ -6,8 +6,11 @@ import shutil
 
 import pytest
 from conftest import GOLDEN
+from hostile import variants
+from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 from test_folders import refused, write_folder
+from test_hostile_files import read
 
 from vita_ref import Vita
 from vita_ref.config import DecoderConfig, VisionConfig
@@ -16,6 +19,7 @@ from vita_ref.files.folders import config_json, read_config
 FOLDERS = {name: GOLDEN / "internvl" / name for name in ("hf", "chat")}
 RAW = {name: json.loads((folder / "config.json").read_text()) for name, folder in FOLDERS.items()}
 PIXELS = json.loads((FOLDERS["hf"] / "preprocessor_config.json").read_text())
+EXAMPLES = 40  # of hostile configs
 LLM = {"hf": "text_config", "chat": "llm_config"}
 SYSTEM = "Ein \\'System\\'."
 CONVERSATION = f"""# templates
@@ -158,6 +162,17 @@ def test_a_setting_that_is_not_supported_is_refused_by_its_part_and_name(tmp_pat
 def test_a_picture_processor_that_does_something_else_is_refused(tmp_path, changes, word):
     folder = write_folder(tmp_path, RAW["hf"], preprocessor_config=PIXELS | changes)
     refused(folder, tmp_path / "preprocessor_config.json", word)
+
+
+@pytest.mark.parametrize("layout", FOLDERS)
+def test_a_config_with_hostile_values_is_read_or_refused(layout):
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+    @given(variants([RAW[layout], PIXELS]))
+    def check(files):
+        if type(files) is list and len(files) == 2:
+            read(files[0], preprocessor_config=files[1])
+
+    check()
 
 
 def test_folders_of_vita_are_no_options_of_these(tmp_path):

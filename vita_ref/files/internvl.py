@@ -81,7 +81,7 @@ def _without_dynamic(llm):
 def _shuffle(raw, path):
     """How many patches are joined in each direction: 2 for a downsample_ratio of 0.5."""
     ratio = first(raw, "downsample_ratio", default=0.5)
-    factor = 1 / ratio if type(ratio) in (int, float) and 0 < ratio <= 1 else 0
+    factor = 1 / ratio if type(ratio) in (int, float) and 1e-3 <= ratio <= 1 else 0
     if not factor or not math.isclose(factor, round(factor), rel_tol=1e-6):
         raise ValueError(f"{path}: downsample_ratio must be 1 divided by an integer, got {shown(ratio)}")
     return round(factor)
