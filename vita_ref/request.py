@@ -27,7 +27,7 @@ from .checks.media import (
 from .checks.rows import room
 from .files.messages import counted, shown
 from .inputs import Batch
-from .prompt import encode_prompt, expand_media, place_media, render
+from .prompt import chat_text, encode_prompt, expand_media, own_template, place_media
 from .splice import check_counts, runs
 
 DESCRIBE = {"image": "Describe the image.", "video": "Describe the video."}
@@ -76,25 +76,20 @@ def prepare_request(request, config, tokenizer):
     counts = len(request.images), len(request.audios)
     text = place_media(default_prompt(request), *counts, config.template, videos=int(has_video))
     if not request.raw:
-        medium = "video" if has_video else "image" if request.images else "lang"
-        text = render_question(text, request.system, config, tokenizer, medium)
+        medium, message = "video" if has_video else "image" if request.images else "lang", {"role": "user", "content": text}
+        options = {"system": request.system, "default_system": config.default_system, "medium": medium}
+        text = chat_text([message], tokenizer, config.template, **options)
     images = [load_image(source, request, config) for source in request.images]
     frames, before = load_video(request, config) if has_video else [], text.partition("<video>")[0].count("<image>")
     text = expand_media(text, config.template, images=len(images), frames=len(frames))
     images = [*images[:before], *frames, *images[before:]]
     sounds = [load_audio(source, config) for source in request.audios]
     placeholders = {"image_token_index": config.image_token_index, "audio_token_index": config.audio_token_index}
-    ids = encode_prompt(text, tokenizer, images=len(images), audios=len(sounds), **placeholders)
+    bos = request.raw or not own_template(tokenizer, config.template)
+    ids = encode_prompt(text, tokenizer, images=len(images), audios=len(sounds), bos=bos, **placeholders)
     if not ids:
         raise ValueError("the prompt is empty: there is nothing to answer")
     return PreparedRequest(torch.tensor(ids), images, sounds)
-
-
-def render_question(text, system, config, tokenizer, medium):
-    """One question in the layout of the checkpoint's chat template, with a system text: the given one, or its own."""
-    own = tokenizer.system_prompt if config.default_system is None else config.default_system
-    system = own if system is None else system
-    return render([{"role": "user", "content": text}], system=system, template=config.template, medium=medium)
 
 
 def default_prompt(request):
@@ -238,10 +233,14 @@ def check_length(config, prepared, max_new_tokens=None):
     than the checkpoint has.
     """
     counts = count_positions(config, prepared)
-    if counts["cut"]:
-        raise ValueError(
-            f"the prompt takes {counts['total'] + counts['cut']} positions, but this checkpoint takes at most "
-            f"{config.tokenizer_model_max_length}: give fewer images, fewer tiles (--max-tiles) or shorter sounds"
-        )
-    room(counts["total"], max_new_tokens, config.decoder.max_position_embeddings)
+    check_positions(config, counts["total"] + counts["cut"], max_new_tokens)
     return counts
+
+
+def check_positions(config, positions, max_new_tokens=None):
+    """Raises: ValueError if a prompt of so many positions, with its new tokens, is longer than the checkpoint takes."""
+    most = config.tokenizer_model_max_length
+    if most is not None and positions > most:
+        fewer = "give fewer images, fewer tiles (--max-tiles) or shorter sounds"
+        raise ValueError(f"the prompt takes {positions} positions, but this checkpoint takes at most {most}: {fewer}")
+    room(positions, max_new_tokens, config.decoder.max_position_embeddings)
