@@ -77,7 +77,7 @@ def prepare_request(request, config, tokenizer):
     text = place_media(default_prompt(request), *counts, config.template, videos=int(has_video))
     if not request.raw:
         medium, message = "video" if has_video else "image" if request.images else "lang", {"role": "user", "content": text}
-        options = {"system": request.system, "medium": medium, "default_system": config.default_system}
+        options = {"system": request.system, "default_system": config.default_system, "medium": medium}
         text = chat_text([message], tokenizer, config.template, **options)
     images = [load_image(source, request, config) for source in request.images]
     frames, before = load_video(request, config) if has_video else [], text.partition("<video>")[0].count("<image>")
