@@ -38,6 +38,10 @@ def in_its_dtype(x, weight, eps):
     return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
 
 
+def divided_in_its_dtype(x, weight, eps):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
 LESSON = Lesson(
     1, "rmsnorm", "RMSNorm", {"rms_norm": rms_norm}, cases,
     (
@@ -64,7 +68,8 @@ LESSON = Lesson(
         Mistake("no root", "the row is divided by its mean square.", "divide by the root of the mean square.",
                 {"rms_norm": lambda x, weight, eps: x / (x.square().mean(-1, keepdim=True) + eps) * weight}),
         Mistake("norm in bfloat16", "the squares were rounded to bfloat16 before they were used.",
-                "convert x to float32 first, and the normalised row back to the dtype of x.", {"rms_norm": in_its_dtype}),
+                "convert x to float32 first, and the normalised row back to the dtype of x.", {"rms_norm": in_its_dtype},
+                ({"rms_norm": divided_in_its_dtype},)),
         Mistake("the result stays float32", "the norm has to give back the dtype that it was given.",
                 "convert the normalised row to the dtype of x before you multiply by the weight.",
                 {"rms_norm": lambda x, weight, eps: rms_norm(x.float(), weight.float(), eps)}),

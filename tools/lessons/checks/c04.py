@@ -110,6 +110,11 @@ def in_place(x, norm1, attend, norm2, mlp):
     return x
 
 
+def first_in_place(x, norm1, attend, norm2, mlp):
+    x += attend(norm1(x))
+    return x + mlp(norm2(x))
+
+
 LESSON = Lesson(
     4, "layer", "SwiGLU, and a layer", {"swiglu": swiglu, "layer": layer}, cases,
     (
@@ -135,7 +140,7 @@ LESSON = Lesson(
                 {"layer": first_residual_only}),
         Mistake("the normed input added", "the residual stream itself was normed.", "add to x, not to norm(x).",
                 {"layer": adds_the_normed}),
-        Mistake("x changed in place", "`x += ...` changes the caller's tensor.", "write `x = x + ...`.", {"layer": in_place}),
+        Mistake("x changed in place", "`x += ...` changes the caller's tensor.", "write `x = x + ...`.", {"layer": in_place}, ({"layer": first_in_place},)),
     ),
     {"swiglu": "x @ gate.T through silu, times x @ up.T; the product @ down.T.",
      "layer": "x plus attend of norm1 of x gives a new x; that plus mlp of norm2 of it is the result."},

@@ -103,6 +103,16 @@ def with_attention(**options):
     return {"vision_attention": lambda *a: attend(*a, **options)}
 
 
+def scales_sum(x, norm1, attend, ls1, norm2, mlp, ls2):
+    x = (x + attend(norm1(x))) * ls1
+    return (x + mlp(norm2(x))) * ls2
+
+
+def scales_input(x, norm1, attend, ls1, norm2, mlp, ls2):
+    x = x + attend(norm1(x) * ls1)
+    return x + mlp(norm2(x) * ls2)
+
+
 def with_block(function):
     return {"block": function}
 
@@ -133,10 +143,10 @@ LESSON = Lesson(
         Mistake("layer scale forgotten", "what the parts give is added as it is.", "multiply it by ls1 and ls2 before you add.",
                 with_block(lambda x, n1, at, l1, n2, mlp, l2: block(x, n1, at, torch.ones_like(l1), n2, mlp, torch.ones_like(l2)))),
         Mistake("layer scale of the sum", "the residual stream was scaled too.", "scale what the part gives, then add.",
-                with_block(lambda x, n1, at, l1, n2, mlp, l2: (lambda y: (y + mlp(n2(y))) * l2)((x + at(n1(x))) * l1))),
+                with_block(scales_sum)),
         Mistake("layer scale in front of the part", "the input of the part was scaled, not its output.",
                 "multiply what the part gives.",
-                with_block(lambda x, n1, at, l1, n2, mlp, l2: (lambda y: y + mlp(n2(y) * l2))(x + at(n1(x) * l1)))),
+                with_block(scales_input)),
         Mistake("one layer scale for both parts", "ls1 was used twice.", "ls2 belongs to the MLP.",
                 with_block(lambda x, n1, at, l1, n2, mlp, l2: block(x, n1, at, l1, n2, mlp, l1))),
     ),

@@ -148,33 +148,29 @@ def cases():
 # ---- wrong versions
 
 
-def decoded(my, weights, config, x, positions, real, cache, norm=True, bias=True, rotate=True, moves=True, residual=True, store="turned"):
+def decoded(my, weights, config, x, positions, real, cache, norm=True, bias=True, rotate=True, moves=True, store="turned"):
     """A decoder of plain steps, with one of them left out."""
     c, s = config, x.shape[1]
     cos, sin = c02.rope_angles(positions, c.head_dim, c.rope_theta)
+
+    def attend(x, i, w):
+        def project(name):
+            out = F.linear(x, w(f"self_attn.{name}.weight"), w(f"self_attn.{name}.bias") if bias else None)
+            return out.unflatten(2, (-1, c.head_dim)).transpose(1, 2)
+
+        q, k, v = map(project, ("q_proj", "k_proj", "v_proj"))
+        if rotate:
+            q = c02.rotate(q, cos, sin)
+            k = c02.rotate(k, cos, sin) if store == "turned" else k
+        k, v = cache.write(i, k, v)
+        out = c03.attention(q, k, v, c03.visible(real, s))
+        return out.transpose(1, 2).flatten(2) @ w("self_attn.o_proj.weight").T
+
     for i in range(c.num_hidden_layers):
         w = lambda name, i=i: weights[f"model.layers.{i}.{name}"]
-
-        def attend(x, w=w, i=i):
-            def project(name):
-                out = F.linear(x, w(f"self_attn.{name}.weight"), w(f"self_attn.{name}.bias") if bias else None)
-                return out.unflatten(2, (-1, c.head_dim)).transpose(1, 2)
-
-            q, k, v = map(project, ("q_proj", "k_proj", "v_proj"))
-            if rotate:
-                q = c02.rotate(q, cos, sin)
-                k = c02.rotate(k, cos, sin) if store == "turned" else k
-            k, v = cache.write(i, k, v)
-            out = c03.attention(q, k, v, c03.visible(real, s))
-            return out.transpose(1, 2).flatten(2) @ w("self_attn.o_proj.weight").T
-
-        def mlp(x, w=w):
-            return c04.swiglu(x, *(w(f"mlp.{n}_proj.weight") for n in ("gate", "up", "down")))
-
-        def normed(name, w=w):
-            return lambda x: c01.rms_norm(x, w(f"{name}.weight"), c.rms_norm_eps)
-
-        x = c04.layer(x, normed("input_layernorm"), attend, normed("post_attention_layernorm"), mlp)
+        norms = [lambda x, n=n, w=w: c01.rms_norm(x, w(f"{n}.weight"), c.rms_norm_eps) for n in ("input_layernorm", "post_attention_layernorm")]
+        mlp = lambda x, w=w: c04.swiglu(x, *(w(f"mlp.{n}_proj.weight") for n in ("gate", "up", "down")))
+        x = c04.layer(x, norms[0], lambda x, i=i, w=w: attend(x, i, w), norms[1], mlp)
     if moves:
         cache.advance(positions, real[:, -s:])
     return c01.rms_norm(x, weights["model.norm.weight"], c.rms_norm_eps) if norm else x

@@ -37,7 +37,7 @@ def cases():
         Case("four rows of two groups", "quantise", lambda my: my.quantise(some(), 3)),
         Case("one group a row", "quantise", lambda my: my.quantise(some(), 6)),
         Case("every weight is off by at most half a step", "quantise", lambda my: worst(my, some(), 3), True),
-        Case("zeros stay zeros", "quantise", lambda my: (my.quantise(zeros, 3)[0], bool(my.quantise(zeros, 3)[1].isfinite().all())),
+        Case("zeros stay zeros", "quantise", lambda my: (my.quantise(zeros, 3)[0], bool((my.quantise(zeros, 3)[1] > 0).all())),
              (zeros.to(torch.int8), True)),
         Case("one input in each group: x = [1, 0, 0, 2, 0, 0]", "linear8",
              lambda my: my.linear8(torch.tensor([[1.0, 0, 0, 2, 0, 0]]), integers, scales, torch.tensor([0.25])), torch.tensor([[0.5 + 20 + 0.25]])),

@@ -12,8 +12,10 @@ Rows of a batch end up with different lengths and are padded to the longest with
 With the padding come a mask [B, S], True where a row is real, and the position ids: 0, 1, 2 ... over the real rows, wherever they
 stand, and 0 on padding.
 
-    ids     [5, -200, 7]    features of the picture: 3 rows i0 i1 i2
-    row     [e5, i0, i1, i2, e7]               positions 0 1 2 3 4     (e7 is the row of token 7)
+    ids          5    -200     7         the picture has 3 rows: i0 i1 i2
+                 |   / | \\    |
+    row         e5  i0 i1 i2  e7         e7 is the row of token 7
+    positions    0   1  2  3   4
 
     a batch of [5, -200, 7] and [9, 8]         side="right"                  side="left"
     row 0   e5 i0 i1 i2 e7                     e5 i0 i1 i2 e7                e5 i0 i1 i2 e7
