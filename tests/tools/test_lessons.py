@@ -69,15 +69,6 @@ def test_a_typical_mistake_in_a_learners_code_is_recognised(number, name, old, n
     assert not [line for line in solution if line in shown]  # advice in words, no code
 
 
-@each_lesson
-def test_every_wrong_version_of_a_lesson_is_recognised(number):
-    lesson = run.lesson_of(number)
-    for mistake in lesson.mistakes:
-        for parts in (mistake.parts, *mistake.also):
-            report = check(lesson, lesson.reference | parts)
-            assert report.mistake == mistake.name, report.lines
-
-
 @pytest.mark.parametrize("number", range(1, run.COUNT + 1))
 def test_at_least_four_mistakes_are_known_and_planted(number):
     known = {m.name for m in run.lesson_of(number).mistakes}
@@ -143,7 +134,7 @@ def test_what_no_mistake_explains_is_described():
     assert "3 times the right one" in lines(lambda x: 6 * x)
     assert "NaN" in lines(lambda x: x * torch.nan)
     assert "another order" in lines(lambda x: (2 * x).flip(0) if len(x) > 1 else 2 * x)
-    assert "a tensor [1, 3], expected [3, 1]: two dimensions seem to be swapped" in lines(lambda x: 2 * x.T)
+    assert "a tensor [1, 3], expected [3, 1]: two dimensions seem to be swapped" in lines(lambda x: 2 * x.mT if x.dim() > 1 else 2 * x)
     assert "float64, expected float32" in lines(lambda x: 2 * x.double())
     assert "is there a return?" in lines(lambda x: None)
     assert "there is no twice" in lines(None)

@@ -100,16 +100,16 @@ def chunks(package, vita):
 
 
 def long_prompts(package, vita):
-    """Logits behind a prompt of 700 tokens."""
-    words = torch.arange(700)[None] * 7 % (vita.config.decoder.vocab_size - 10) + 5
-    mask = torch.ones(1, 700).bool()
+    """Logits behind prompts of more than 512 tokens."""
+    words = torch.arange(560)[None] * 7 % (vita.config.decoder.vocab_size - 10) + 5
+    mask = torch.ones(1, 560).bool()
     mask[:, :60] = False
-    first = vita(words[:, :600])
+    first = vita(words[:, :530])
     return {
         "500 tokens": last_logits(vita, words[:, :500]),
-        "700 tokens": last_logits(vita, words),
-        "700 tokens, the first 60 of them padding": last_logits(vita, words, mask),
-        "100 tokens behind 600 cached ones": vita(words[:, 600:], cache=first.cache).logits[:, -1],
+        "560 tokens": last_logits(vita, words),
+        "560 tokens, the first 60 of them padding": last_logits(vita, words, mask),
+        "30 tokens behind 530 cached ones": vita(words[:, 530:], cache=first.cache).logits[:, -1],
     }
 
 

@@ -31,6 +31,7 @@ class Case(NamedTuple):
     run: Callable
     expected: Any = None
     tolerance: float = 1e-5
+    slow: bool = False  # it takes a second, and is left out where mistakes are told from each other
 
 
 class Mistake(NamedTuple):
@@ -86,7 +87,7 @@ def check(lesson, functions, failures=0, file=None):
     ``functions`` maps names to the learner's functions. ``failures`` is how often the check has failed before, in a row.
     """
     report, my, cases = Report(), SimpleNamespace(**functions), list(lesson.cases())
-    for i, case in enumerate(cases):
+    for case in cases:
         got = attempt(case, my, file)
         difference = compare(got, case, lesson)
         if difference is None:
@@ -96,7 +97,7 @@ def check(lesson, functions, failures=0, file=None):
         report.ok, report.stub = False, isinstance(got, Failed) and got.text == STUB
         report.lines.append(f"  OFF  {case.name}\n       {case.part}: {difference}")
         if not report.stub:
-            explain(report, cases[i:], lesson, my, got)
+            explain(report, case, cases, lesson, my, got)
             advise(report, case, lesson, failures + 1)
         break
     return report
@@ -149,23 +150,23 @@ def expectation(case, lesson):
 _expected = {}  # (lesson, name of the case) -> what the package's functions give
 
 
-def explain(report, cases, lesson, my, got):
+def explain(report, failed, cases, lesson, my, got):
     """Names the mistake whose numbers these are, or says what is conspicuous about them.
 
-    If several mistakes give these numbers, the one is named that gives the learner's numbers in most of the later cases.
+    If several mistakes give these numbers, the one is named that gives the learner's numbers in most of the other cases.
     """
     versions = [(m, SimpleNamespace(**(lesson.reference | parts))) for m in lesson.mistakes for parts in (m.parts, *m.also)]
-    fitting = [(m, wrong) for m, wrong in versions if agrees(got, attempt(cases[0], wrong), cases[0], lesson)]
+    fitting = [(m, wrong) for m, wrong in versions if agrees(got, attempt(failed, wrong), failed, lesson)]
     if fitting:
-        later = [(case, attempt(case, my)) for case in (cases[1:] if len(fitting) > 1 else ())]
+        others = [(case, attempt(case, my)) for case in cases if not (case is failed or case.slow)] if len(fitting) > 1 else []
 
         def agreements(version):
-            return sum(alike(mine, attempt(case, version[1]), case) for case, mine in later)
+            return sum(alike(mine, attempt(case, version[1]), case) for case, mine in others)
 
         mistake, _ = max(fitting, key=agreements)  # the first of several
         report.mistake = mistake.name
         report.lines.append(f"       These are the numbers of a typical mistake, {mistake.name!r}: {mistake.meaning}")
-    elif note := conspicuous(got, expectation(cases[0], lesson)):
+    elif note := conspicuous(got, expectation(failed, lesson)):
         report.lines.append(f"       {note}")
 
 

@@ -141,7 +141,7 @@ def cases():
         Case("six tokens behind a picture", "answer", tiny_answer),
         Case("at most two tokens", "answer", lambda my: tiny_answer(my, limit=2)),
         Case("the end token ends the answer", "answer", lambda my: tiny_answer(my, stop=(end,)), free[: free.index(end)]),
-        Case("the demo weights and the JPEG", "answer", on_demo, expected_text()),
+        Case("the demo weights and the JPEG", "answer", on_demo, expected_text(), slow=True),
     ]  # fmt: skip
 
 
