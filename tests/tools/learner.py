@@ -15,6 +15,7 @@ def rms_norm(x, weight, eps):
 """
 PLANTS[1] = [
     ("the mean subtracted", "wide = x.float()", "wide = x.float() - x.float().mean(dim=-1, keepdim=True)"),
+    ("the mean's dimension lost", ", keepdim=True", ""),
     ("eps outside the root", "torch.sqrt(mean + eps)", "(torch.sqrt(mean) + eps)"),
     ("eps forgotten", "mean + eps", "mean"),
     ("sum instead of mean", ".mean(", ".sum("),
@@ -132,6 +133,8 @@ class Cache:
 PLANTS[5] = [
     ("the length moves in write and in advance", "        self.keys[layer], self.values[layer] = keys, values\n",
      "        self.length += keys.shape[2] - (0 if self.keys[layer] is None else self.length)\n        self.keys[layer], self.values[layer] = keys, values\n"),
+    ("positions behind truncated ones", "self.ids is None else torch.cat([self.ids[:, :self.length], positions], dim=1)\n        self.real = real if self.real is None else torch.cat([self.real[:, :self.length], real], dim=1)",
+     "self.ids is None else torch.cat([self.ids, positions], dim=1)\n        self.real = real if self.real is None else torch.cat([self.real, real], dim=1)"),
     ("only the new columns returned", "        self.keys[layer], self.values[layer] = keys, values\n        return keys, values",
      "        new = keys.shape[2] - (self.length if self.keys[layer] is not None else 0)\n        self.keys[layer], self.values[layer] = keys, values\n        return keys[:, :, -new:], values[:, :, -new:]"),
     ("positions count padding", "int(used[-1]) + 1 if len(used) else 0", "self.length"),

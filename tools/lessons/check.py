@@ -231,7 +231,9 @@ def differs_tensor(got, expected, tolerance, where):
         return f"it gives {kind(got)}{where}, expected a tensor {list(expected.shape)}"
     if got.shape != expected.shape:
         swapped = sorted(got.shape) == sorted(expected.shape)
+        ones = [n for n in got.shape if n != 1] == [n for n in expected.shape if n != 1]
         hint = ": two dimensions seem to be swapped" if swapped else ""
+        hint = f": a dimension of size 1 is {'missing' if got.dim() < expected.dim() else 'surplus'}" if ones and got.dim() != expected.dim() else hint
         return f"it gives a tensor {list(got.shape)}{where}, expected {list(expected.shape)}{hint}"
     if got.dtype != expected.dtype:
         return f"it gives {name(got.dtype)}{where}, expected {name(expected.dtype)}"

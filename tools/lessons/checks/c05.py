@@ -158,6 +158,14 @@ def truncated(my):
     return length, following, cache.write(0, *columns(1, 7))[0][0, 0, :, 0].clone()
 
 
+def truncated_then_on(my):
+    cache = my.Cache(2)
+    one_pass(cache, 5)
+    cache.truncate(2)
+    one_pass(cache, 1, 7)
+    return cache.next_positions()
+
+
 def cases():
     ids = torch.randint(11, (2, 7), generator=torch.Generator().manual_seed(0))
     real = torch.tensor([[1] * 7, [0, 0, 0, 1, 1, 1, 1]]).bool()
@@ -172,6 +180,7 @@ def cases():
              torch.tensor([5, 3, 3])),
         Case("positions that are shared by two columns: 0 1 1 2 2 goes on with 3", "Cache", shared_positions, torch.tensor([3])),
         Case("truncate to 2 of 5 columns, then write one", "Cache", truncated, (2, torch.tensor([2]), torch.tensor([0.0, 1, 7]))),
+        Case("truncate to 2 of 5 columns, then a pass at position 7 goes on with 8", "Cache", truncated_then_on, torch.tensor([8])),
         Case("the real decoder: chunks of 3 and 4 give the logits of one pass", "Cache",
              lambda my: logits(my, [3, 4], ids), whole(), 1e-4),
         Case("one token at a time", "Cache", lambda my: logits(my, [1] * 7, ids), whole(), 1e-4),
@@ -297,6 +306,14 @@ class LastColumn(Plain):
         return self.positions[:, -1] + 1
 
 
+class KeepsPositions(Plain):
+    def next_positions(self):
+        return torch.where(self.real, self.positions + 1, 0)[:, : self.length].amax(1)
+
+    def truncate(self, length):
+        self._length = length
+
+
 class TruncatesLengthOnly(Plain):
     def truncate(self, length):
         self._length = length
@@ -339,6 +356,8 @@ LESSON = Lesson(
                 "look for the last column that is real.", wrong(LastColumn)),
         Mistake("truncate forgets the positions", "the length went back, the positions did not.",
                 "cut the stored positions and the padding marks as well.", wrong(TruncatesLengthOnly)),
+        Mistake("positions behind truncated ones", "the next pass put its positions behind those that truncate should have removed.",
+                "cut the stored positions and the padding marks in truncate, or before you add to them.", wrong(KeepsPositions)),
     ),
     {"Cache": "keep a pair of tensors for each layer; write: cut the pair to the length, join the new columns behind it, "
               "store and return it; advance: join positions and real, add S to the length; next_positions: 1 + the position "

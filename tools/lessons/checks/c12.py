@@ -109,8 +109,10 @@ def hidden(my, chunks=(5,), real=None):
     return torch.cat(out, 1) * real[..., None], cache.length
 
 
-def tiny_answer(my, stop=(), limit=6, pictures=True):
+def tiny_answer(my, stop=(), limit=6, pictures=True, ids=None):
     weights, config = tiny()
+    if ids is not None:
+        return list(my.answer(parts(my), weights, config, torch.tensor(ids), [], -200, stop, limit))
     ids, features = (torch.tensor([3, -200, 7, 1]), [randn(3, 12, seed=9)]) if pictures else (torch.tensor([3, 7, 1]), [])
     return list(my.answer(parts(my), weights, config, ids, features, -200, stop, limit))
 
@@ -138,6 +140,7 @@ def cases():
         Case("the same in chunks of 3, 1 and 1", "decode", lambda my: hidden(my, (3, 1, 1)), None, 1e-4),
         Case("with padding on the left", "decode", lambda my: hidden(my, (4, 1), padded), None, 1e-4),
         Case("six tokens of text", "answer", lambda my: tiny_answer(my, pictures=False)),
+        Case("other texts", "answer", lambda my: [tiny_answer(my, ids=ids) for ids in ([2, 9, 5], [8, 1, 4, 12], [11, 6])]),
         Case("six tokens behind a picture", "answer", tiny_answer),
         Case("at most two tokens", "answer", lambda my: tiny_answer(my, limit=2)),
         Case("the end token ends the answer", "answer", lambda my: tiny_answer(my, stop=(end,)), free[: free.index(end)]),

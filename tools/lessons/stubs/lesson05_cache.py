@@ -52,5 +52,6 @@ class Cache:
         raise NotImplementedError
 
     def truncate(self, length: int) -> None:
-        """Goes back to the first `length` columns, at least 1, as if the others had never been written."""
+        """Goes back to the first `length` columns, at least 1, as if the others had never been written: neither their keys and values
+        nor their positions."""
         raise NotImplementedError
