@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from tools.lessons.checks.c05 import Bridge
-from vita_ref import decoder, image, model, vision
+from vita_ref import decoder, image, inputs, model, vision
 
 
 def norm(my):
@@ -108,7 +108,7 @@ def projector(my):
 
 
 def splice(my):
-    own = model.splice
+    own = inputs.splice
 
     def spliced(input_ids, embed, image_features=(), audio_features=(), attention_mask=None, labels=None, **options):
         known = own(input_ids, embed, image_features, audio_features, attention_mask, labels, **options)  # for the segments
@@ -118,7 +118,7 @@ def splice(my):
         embeds, mask, positions = my.splice(list(input_ids), embed, list(image_features), token, side)
         return known._replace(inputs_embeds=embeds, attention_mask=mask, position_ids=positions)
 
-    yield model, "splice", spliced
+    yield inputs, "splice", spliced
 
 
 PARTS = {

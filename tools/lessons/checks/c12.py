@@ -88,7 +88,7 @@ def demo_prompt():
     """The ids of "Describe the image." with the demo's example, and its features."""
     vita, prepared = demo(), picture()
     with torch.inference_mode():
-        return prepared.ids, vita.image_features(prepared.images)
+        return prepared.ids, [vita.encode_images(tiles).flatten(0, 1) for tiles in prepared.images]
 
 
 def parts(my):
