@@ -140,14 +140,14 @@ class Conversation:
         request, sampling = split_options({**self.options, **options}, Request, Sampling)
         sampling = Sampling(**sampling).check()
         prompt = {"raw": request.get("raw", False), "system": request.get("system", self.system)}
-        elements, dropped = self._fit(messages, sampling.max_new_tokens, prompt)
+        elements, dropped = self.fit(messages, sampling.max_new_tokens, prompt)
         used = {part for message in messages for part in message.parts}
         self._media = {key: medium for key, medium in self._media.items() if medium in used}
         notes, control = {"cached": 0, "dropped": dropped}, Control(progress)
         self._stream = Stream(lambda o: self._turn(messages, elements, o, control, notes), sampling, control, notes)
         return self._stream
 
-    def _fit(self, messages, new, prompt):
+    def fit(self, messages, new, prompt):
         """The prompt as elements, an id or a `Medium` each, and the oldest messages that were dropped so that it fits."""
         kept, dropped = without_noise(messages, TEMPLATES[self.vita.config.template].states), []
         if self.overflow == "drop_oldest" and new is None:
