@@ -1,13 +1,14 @@
 """OpenAI's own client talks to the server: what it gets is what the model says, and what goes wrong it raises."""
 
 import asyncio
+import base64
 import io
 import json
 
 import pytest
 import torch
 from PIL import Image
-from serving import image_part, served, sound_part, text_part, tiny_vita, user
+from serving import image_part, served, sound_part, text_part, tiny_vita, user, wav
 
 openai = pytest.importorskip("openai", reason="the client of the protocol is not installed: pip install openai")
 
@@ -71,7 +72,7 @@ def test_a_picture_and_a_sound_are_what_the_model_sees_and_hears(vita, ask):
     assert both[0].choices[0].message.content == both[1].text
     assert both[0].usage.prompt_tokens == both[1].prompt["total"]
     assert both[0].usage.prompt_tokens_details.image_tokens == both[1].prompt["image_tokens"] > 0
-    file = io.BytesIO(__import__("base64").b64decode(sound_part()["input_audio"]["data"]))
+    file = io.BytesIO(base64.b64decode(wav()))
     both = ask(user(sound_part())), alone(vita, None, audios=[file])
     assert both[0].choices[0].message.content == both[1].text
     assert both[0].usage.prompt_tokens_details.audio_tokens == both[1].prompt["audio_tokens"] > 0
@@ -90,6 +91,7 @@ def test_system_texts_and_earlier_turns_are_part_of_the_prompt(vita, ask):
     assert ask(developer, first).choices[0].message.content == ask(system, first).choices[0].message.content
     chat = vita.chat(max_new_tokens=12)
     said = chat.ask("One?")
+    assert ask(first).choices[0].message.content == said
     assert ask(first, {"role": "assistant", "content": said}, user("Two?")).choices[0].message.content == chat.ask("Two?")
 
 
@@ -241,7 +243,7 @@ def test_a_model_without_speech_weights_has_no_speech(client):
 
 def test_a_failure_of_the_server_is_a_status_of_500_and_the_next_request_is_answered(vita, ask, monkeypatch, capfd):
     with monkeypatch.context() as patch:
-        patch.setattr(vita.decoder, "lm_head", lambda hidden: 1 / 0)
+        patch.setattr(vita, "read", lambda *args: 1 / 0)
         with pytest.raises(openai.InternalServerError) as error:
             ask(user("Fail"))
         assert "ZeroDivisionError" not in str(error.value)

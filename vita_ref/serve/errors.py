@@ -3,7 +3,7 @@
 Test: ``pytest tests/serve/test_protocol.py``
 """
 
-from ..cli.terminal import one_line
+from ..cli.terminal import one_line, user_message
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -22,6 +22,8 @@ def as_protocol_error(error):
         return error
     if isinstance(error, ValueError):
         return ProtocolError(str(error))
+    if user_message(error):  # not enough memory
+        return ProtocolError("there is not enough memory for this request: send less, or try again later", 503)
     return ProtocolError("the server has failed: its log says why", 500)
 
 

@@ -85,15 +85,14 @@ def read_json(content):
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ProtocolError(f"the body is not valid JSON: {reason}", code="invalid_json") from None
-    level = [body]
-    for _ in range(MAX_DEPTH + 1):
-        level = [x for each in level for x in (each.values() if isinstance(each, dict) else each) if isinstance(x, (dict, list))]
-        if not level:
-            break
-    if level:
-        raise ProtocolError(f"the body has more than {MAX_DEPTH} lists or objects inside each other", code="invalid_json")
     if not isinstance(body, dict):
         raise ProtocolError(f"the body must be a JSON object, got {shown(body)}", code="invalid_json")
+    level = [body]
+    for _ in range(MAX_DEPTH):
+        values = (x for each in level for x in (each.values() if isinstance(each, dict) else each))
+        level = [x for x in values if isinstance(x, (dict, list))]
+    if level:
+        raise ProtocolError(f"the body has more than {MAX_DEPTH} lists or objects inside each other", code="invalid_json")
     return {name: value for name, value in body.items() if value is not None}
 
 
