@@ -251,7 +251,8 @@ def int_list(given, name, n):
     """``given`` as a list of ``n`` ints of at least 0; ``n`` times None if nothing is given."""
     if given is None:
         return [None] * n
-    values = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
+    is_array = isinstance(given, np.ndarray) or isinstance(given, torch.Tensor) and not given.is_meta
+    values = given.tolist() if is_array else given
     values = values if isinstance(values, (list, tuple)) else [None]
     if len(values) != n or not all(is_length(x) for x in values):
         raise ValueError(f"{name} must have an integer of at least 0 for each of {n} audios, got {shown(given)}")

@@ -80,9 +80,9 @@ class Vita(nn.Module):
         """
         if self.vision is None:
             raise ValueError(f"this checkpoint cannot take images: {missing_reason(self.config, 'vision')}")
-        if not checked:
-            check_pixels(pixel_values, self.config.vision, "pixel_values", (4,))
         like = self.decoder.norm.weight
+        if not checked:
+            check_pixels(pixel_values, self.config.vision, "pixel_values", (4,), like=like)
         return self.projector(self.vision(pixel_values.to(like.device, like.dtype)))
 
     def encode_audios(self, fbank, lengths, *, checked=False):
@@ -92,9 +92,9 @@ class Vita(nn.Module):
         """
         if self.audio is None:
             raise ValueError(f"this checkpoint cannot take sounds: {missing_reason(self.config, 'audio')}")
-        if not checked:
-            check_sounds(fbank, lengths)
         like = self.decoder.norm.weight
+        if not checked:
+            check_sounds(fbank, lengths, like)
         return self.audio(fbank.to(like.device, like.dtype), lengths)
 
     # ---- one pass
