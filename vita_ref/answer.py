@@ -65,6 +65,8 @@ def run_answers(vita, read, rows, options, control, cache=None):
     answers = [Answer(vita.tokenizer, vita.config.template, stops, [], options) for _ in range(rows)]
     control.start(options.max_seconds)
     try:
+        if control.reason:
+            raise Stopped(control.reason)
         x = read()
         check_inputs(x)
         for each, segments in zip(answers, x.segments):
@@ -172,7 +174,7 @@ def possible_stop(text, stops):
     """How many characters at the end of a text may be the beginning of a stop text."""
     longest = max((len(stop) - 1 for stop in stops), default=0)
     ends = range(min(longest, len(text)), 0, -1)
-    return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in stops)), 0)
+    return next((n for n in ends if any(len(stop) > n and stop.startswith(text[-n:]) for stop in stops)), 0)
 
 
 def drop_unknown_ids(ids, tokenizer):

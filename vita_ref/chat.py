@@ -40,6 +40,8 @@ from .request import Request, check_positions
 from .sampling import Sampling
 from .stream import Stream
 
+MOST_UNUSED = 8  # media that no message has any more, which are remembered because they may be asked about again
+
 
 class Conversation:
     """Questions and answers, each of which continues those before it. `Vita.chat` makes one.
@@ -142,7 +144,9 @@ class Conversation:
         prompt = {"raw": request.get("raw", False), "system": request.get("system", self.system)}
         elements, dropped = self.fit(messages, sampling.max_new_tokens, prompt)
         used = {part for message in messages for part in message.parts}
-        self._media = {key: medium for key, medium in self._media.items() if medium in used}
+        unused = [key for key, medium in self._media.items() if medium not in used]
+        for key in unused[:-MOST_UNUSED]:
+            del self._media[key]
         notes, control = {"cached": 0, "dropped": dropped}, Control(progress)
         self._stream = Stream(lambda o: self._turn(messages, elements, o, control, notes), sampling, control, notes)
         return self._stream
@@ -278,12 +282,17 @@ def segments(elements):
 
 def main(argv=None):
     """Entry point of ``python -m vita_ref.chat``; returns the exit status."""
-    from .cli.talk import main
+    from .cli import talk
 
-    return main(argv)
+    return talk.main(argv)
 
 
-if __name__ == "__main__":
+def run():
+    """Runs `main` as a process."""
     from .cli.terminal import run_process
 
     run_process(main)
+
+
+if __name__ == "__main__":
+    run()
