@@ -7,7 +7,14 @@ import argparse
 import os
 import socket
 
-from ..cli.flags import Parser, check_device, path
+from ..cli.flags import (
+    Parser,
+    add_model_flags,
+    check_device,
+    check_ranges,
+    loading_options,
+    world_size,
+)
 from ..cli.terminal import exit_status, loading_bar, run_process, watched
 from ..files.messages import shown
 
@@ -28,24 +35,12 @@ def parser():
     """The flags of the server, with their defaults."""
     p = Parser(prog="python -m vita_ref.serve", description="A local page, and a server for OpenAI's protocol.",
                epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    folder = {"metavar": "DIR", "type": path}
     p.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     p.add_argument("--port", type=int, default=8000, help="the port; 0 takes a free one (default: 8000)")
     p.add_argument("--allow-host", metavar="NAME", action="append", default=[],
                    help="a name by which clients may call the server; repeatable")  # fmt: skip
-    p.add_argument("--model", **folder, help="checkpoint folder (default: the demo weights)")
     p.add_argument("--name", help="the name of the model for clients (default: that of its folder)")
-    p.add_argument("--vision-dir", **folder, help="folder of a VITA-1.5 checkpoint's vision config")
-    p.add_argument("--audio-dir", **folder, help="folder of a VITA-1.5 checkpoint's train.yaml")
-    p.add_argument("--speech-dir", **folder, help="folder of the speech weights, with decoder/ and codec/")
-    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
-    p.add_argument("--quantize", choices=["int8"], help="weight-only quantization")
-    p.add_argument("--kernels", choices=["auto", "plain", "fast"], default="auto", help="as for vita_ref.generate")
-    p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for several clients")
-    p.add_argument("--no-mmap", action="store_true", help="copy the weights, so that their file may be overwritten")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: cpu)")
-    p.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
-    p.add_argument("--verbose", action="store_true", help="print every request on standard error")
+    add_model_flags(p)
     return p
 
 
@@ -76,11 +71,11 @@ def run(args):
 
 def check(args):
     """Refuses flags that are out of range. Returns the API key, or None. Raises: ValueError."""
-    most = max(64, 4 * (os.cpu_count() or 1))
-    for name, low, high in (("port", 0, 65535), ("threads", 1, most)):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"--{name} must be {low} to {high}, got {shown(value)}")
+    check_ranges(args)
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"--port must be 0 to 65535, got {shown(args.port)}")
+    if world_size() > 1:
+        raise ValueError("a server runs in one process: start it without torchrun")
     if args.pack and args.quantize:
         raise ValueError("--pack and --quantize cannot be combined")
     check_device(args.device)
@@ -114,10 +109,7 @@ def load(args):
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    options = {name: getattr(args, name) for name in ("dtype", "device", "quantize", "kernels", "pack")}
-    options |= {name: getattr(args, name) for name in ("vision_dir", "audio_dir", "speech_dir")}
-    bar = loading_bar() if watched(args) else None
-    vita = Vita.from_pretrained(args.model, mmap=not args.no_mmap, progress=bar, **options)
+    vita = Vita.from_pretrained(args.model, **loading_options(args, loading_bar() if watched(args) else None))
     if vita.tokenizer is None:
         raise ValueError(f"{shown(args.model)} has no tokenizer, which a server needs")
     folder = os.path.abspath(args.model or demo_folder())

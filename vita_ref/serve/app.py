@@ -102,7 +102,7 @@ class Server:
             self.check_model(body.get("model"))
             speech = read_speech(body)
         events = Events()
-        job = SpeechJob(lambda: self.vita.speak_stream(speech.text, voice=speech.voice, speed=speech.speed), events.send, self.seconds)
+        job = SpeechJob(lambda: self.vita.speak_stream(speech.text, speed=speech.speed), events.send, self.seconds)
         self.engine.submit(job)
         pieces = await self.unless_left(request, job, events.all())
         content, kind = await self.in_thread(encoded, pieces[:-1], self.vita.speech.sample_rate, speech.format)

@@ -9,6 +9,8 @@ import time
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..answer import Answer
 from ..dialogue.messages import Medium, Message
 from ..files.messages import counted
@@ -78,6 +80,7 @@ class SpeechJob(Job):
         super().__init__(send, seconds)
         self.pieces = pieces
 
+    @torch.inference_mode()
     def run(self):
         """Yields after each piece. Raises: ProtocolError if it takes too long."""
         for piece in self.pieces():

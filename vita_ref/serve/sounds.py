@@ -30,16 +30,18 @@ OWN_VOICE = ("default", "alloy")  # the checkpoint's own voice; OpenAI's clients
 
 @dataclass(frozen=True)
 class Speech:
-    """A text that is to be spoken. ``voice`` None is the checkpoint's own."""
+    """A text that is to be spoken, how fast, and as which kind of file."""
 
     text: str
-    voice: str | None
     speed: float
     format: str
 
 
 def read_speech(body):
     """The body of a request for speech. Raises: ProtocolError."""
+    for name in body:
+        if name not in ("model", "input", "voice", "speed", "response_format", *IGNORED):
+            raise ProtocolError(f"Unrecognized request argument supplied: {shown(name)}", param=shown(name))
     text = typed(body, "input", str, None)
     if not text or not text.strip() or len(text) > MAX_SPEECH_CHARACTERS:
         raise ProtocolError(f"input must be a text of 1 to {MAX_SPEECH_CHARACTERS} characters", param="input")
@@ -49,7 +51,9 @@ def read_speech(body):
     if kind not in FORMATS:
         raise ProtocolError(f"response_format must be one of {', '.join(FORMATS)}, got {shown(kind)}", param="response_format")
     voice = typed(body, "voice", str, "default")
-    return Speech(text, None if voice in OWN_VOICE else voice, float(speed), kind)
+    if voice not in OWN_VOICE:
+        raise ProtocolError(f"this model has one voice, {OWN_VOICE[0]!r}, got {shown(voice)}", param="voice")
+    return Speech(text, float(speed), kind)
 
 
 def encoded(pieces, rate, kind):
