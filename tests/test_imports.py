@@ -48,7 +48,7 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "scale": {"decoder", "files"},
     "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
     "dialogue": {"checks", "files", "prompt", "request"},
-    "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale"},
+    "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale", "voice"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
     "answer": {"files"},

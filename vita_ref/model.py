@@ -54,8 +54,8 @@ class Vita(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         width = config.decoder.hidden_size
         self.decoder = Decoder(config.decoder)
-        self.vision = VisionTower(config.vision) if config.vision else None
-        self.projector = Projector(config.vision.feature_size, width) if config.vision else None
+        v, self.vision = config.vision, VisionTower(config.vision) if config.vision else None
+        self.projector = Projector(v.feature_size, width, v.projector_norm) if v else None
         self.audio = AudioEncoder(config.audio, width) if config.audio else None
         self.speech = None
         self.generation_products = contextlib.nullcontext  # loading may choose faster products for generation

@@ -16,7 +16,15 @@ import torch
 
 from ..checks.media import check_request
 from ..files.messages import shown
-from ..prompt import AUDIO, IMAGE, VIDEO, chat_text, check_placeholders, place_media
+from ..prompt import (
+    AUDIO,
+    IMAGE,
+    VIDEO,
+    chat_text,
+    check_placeholders,
+    expand_media,
+    place_media,
+)
 from ..request import (
     DESCRIBE,
     Request,
@@ -166,8 +174,17 @@ def split_content(content, request, vita, known):
     media = {IMAGE: iter(images), VIDEO: iter([frames]), AUDIO: iter(sounds)}
     parts = []
     for piece in re.split(f"({'|'.join(placeholders)})", text) if placeholders else [text]:
-        parts += next(media[piece]) if piece in placeholders else [piece] * bool(piece)
-    return parts
+        parts += with_marks(piece, next(media[piece]), config.template) if piece in placeholders else [piece]
+    return [part for part in parts if isinstance(part, Medium) or part]
+
+
+def with_marks(placeholder, media, template):
+    """The media of one placeholder, and the texts that the template writes around them."""
+    if placeholder == AUDIO:
+        return media
+    counts = {"images": 1} if placeholder == IMAGE else {"frames": len(media)}
+    first, *texts = expand_media(placeholder, template, **counts).split(IMAGE)
+    return [first, *(part for pair in zip(media, texts) for part in pair)]
 
 
 def medium(kind, data, config, known):
@@ -197,7 +214,7 @@ def text_pieces(messages, vita, tools=None, *, system=None, raw=False):
     def write(count):
         if raw:
             return "".join(each["content"] or "" for each in dicts[:count])
-        options = {"system": system, "medium": medium, "tools": tools}
+        options = {"system": system, "medium": medium, "tools": tools, "default_system": vita.config.default_system}
         return chat_text(dicts[:count], vita.tokenizer, vita.config.template, **options)
 
     whole, pieces, end = write(len(dicts)), [], 0
