@@ -67,14 +67,29 @@ def parser():
     return p
 
 
-def add_common_flags(p):
-    """The flags for the model, the media and the sampling, which a conversation has too."""
-    file, once = {"metavar": "PATH", "type": path}, {"metavar": "TEXT", "action": Once}
-    folder, repeatable = {"metavar": "DIR", "type": path}, {"action": "append", "default": []}
+def add_model_flags(p):
+    """The flags for the model and the processor."""
+    folder = {"metavar": "DIR", "type": path}
     p.add_argument("--model", **folder, help="checkpoint folder (default: the demo weights)")
     p.add_argument("--vision-dir", **folder, help="folder of a VITA-1.5 checkpoint's vision config")
     p.add_argument("--audio-dir", **folder, help="folder of a VITA-1.5 checkpoint's train.yaml")
     p.add_argument("--speech-dir", **folder, help="folder of the speech weights, with decoder/ and codec/")
+    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
+    p.add_argument("--quantize", choices=["int8"], help="weight-only quantization")
+    p.add_argument("--kernels", choices=["auto", "plain", "fast"], default="auto",
+                   help="plain: torch's products; fast: those chosen for this processor class (default: auto)")  # fmt: skip
+    p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for long prompts and --batch")
+    p.add_argument("--no-mmap", action="store_true", help="copy the weights, so that their file may be overwritten")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: cpu)")
+    p.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
+    p.add_argument("--verbose", action="store_true", help="print progress and timings even if standard error is no terminal")
+
+
+def add_common_flags(p):
+    """The flags for the model, the media and the sampling, which a conversation has too."""
+    file, once = {"metavar": "PATH", "type": path}, {"metavar": "TEXT", "action": Once}
+    repeatable = {"action": "append", "default": []}
+    add_model_flags(p)
     p.add_argument("--image", **file, **repeatable, help="an image, or - for standard input; repeatable")
     p.add_argument("--audio", **file, **repeatable, help="a sound: wav, flac, ogg, mp3; repeatable; see below")
     p.add_argument("--video", **file, action=Once, help="a video file, an animated image, or a folder of frames")
@@ -89,16 +104,7 @@ def add_common_flags(p):
     p.add_argument("--top-k", type=int, default=0, help="sample from this many of the likeliest tokens; 0: all (default: 0)")
     p.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeated tokens are less likely (default: 1)")
     p.add_argument("--seed", type=int, help="seed of the sampling (default: a new one each time)")
-    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
-    p.add_argument("--quantize", choices=["int8"], help="weight-only quantization")
-    p.add_argument("--kernels", choices=["auto", "plain", "fast"], default="auto",
-                   help="plain: torch's products; fast: those chosen for this processor class (default: auto)")  # fmt: skip
-    p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for long prompts and --batch")
-    p.add_argument("--no-mmap", action="store_true", help="copy the weights, so that their file may be overwritten")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: cpu)")
-    p.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
     p.add_argument("--max-tiles", type=int, help="tiles per image at most; 1 turns tiling off (default: the checkpoint's)")
-    p.add_argument("--verbose", action="store_true", help="print progress and timings even if standard error is no terminal")
 
 
 INT32 = 2**31 - 1
@@ -138,7 +144,8 @@ def check_ranges(a):
         if value is not None and not least <= value <= most:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} must be at least {least} and at most {most}, got {shown(value)}")
-    sampling_options(a).check()
+    if hasattr(a, "temperature"):
+        sampling_options(a).check()
 
 
 def check_combinations(a):
