@@ -10,7 +10,7 @@
     look.attention_norms, look.mlp_norms  [n, L]  observed: the length of what each adds
     look.head_norms        [n, L, H]  derived: the length of what each head adds
     look.lens              [n, L+1]   derived: the probability of the token after each layer, and ``lens_top``
-    look.positions         a `Position` for each column of the prompt; the answer's columns follow
+    look.positions         a `Position` for each of the T columns: the prompt, then the answer
     look.towers            observed: attention of the vision tower and the audio encoder, the mean over heads
 
 n explained tokens, T positions of the prompt and of the answer but its last one, L layers, H heads.
@@ -31,7 +31,7 @@ from ..request import Request, as_request, collate
 from ..sampling import Sampling
 from . import budget, derived, occlusion, sources
 from .observe import observe
-from .positions import positions_of, text_of
+from .positions import Position, positions_of, text_of
 from .road import road
 
 MAPS = {  # name -> what it is, in the words of the page
@@ -190,9 +190,13 @@ def look_at(
             found |= {"falls": falls.numpy(), "occlusion": spread.numpy()}
     if passes == 0:
         notes.append("occlusion was turned off")
+    columns = [
+        Position(length + t, "answer", text_of(vita, token), positions[-1].position_id + 1 + t, token)
+        for t, token in enumerate(explained[:-1])
+    ]
     return Look(
         question=question, text=text, tokens=[token_of(vita, *pair) for pair in zip(run.passes, explained)],
-        total_tokens=len(ids), positions=positions, pictures=pictures, sounds=sounds, towers=run.towers, plan=plan,
+        total_tokens=len(ids), positions=positions + columns, pictures=pictures, sounds=sounds, towers=run.towers, plan=plan,
         road=road(vita, prepared, run, pictures, sounds, len(ids), prepare_seconds), model=summary(vita),
         vision=vita.config.vision, forced=answer_ids is not None, notes=notes, **found,
     )  # fmt: skip

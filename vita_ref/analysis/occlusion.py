@@ -23,7 +23,7 @@ from .positions import middle_frame, tile_boxes, words
 FLOPS = 3e13  # operations of all passes together, by default: about a minute at 500 GFLOP/s
 LEAST, MOST = 24, 400  # passes, by default
 WIDTH = 3  # positions of a sound that are covered together: 0.24 s
-ROWS = 4096  # positions of all rows of a batch
+ROWS, TILES = 4096, 8  # positions of all rows of a batch, and tiles that are encoded together
 
 
 @dataclass(frozen=True)
@@ -150,24 +150,38 @@ class Covering:
             if p.medium is not None:
                 self.columns.setdefault((p.kind, p.medium), []).append(p.index)
 
-    def row(self, unit):
-        """Embeddings [T, D] and which columns are seen [T]."""
-        seen = torch.ones(len(self.embeds), dtype=torch.bool, device=self.embeds.device)  # [T]
-        if unit.kind == "text":
-            seen[list(unit.positions)] = False
-            return self.embeds, seen
-        columns = self.columns[unit.kind, unit.medium]
-        rows = self.embeds.clone()  # [T, D]
-        if unit.kind == "image":
-            tiles, changed = cover_picture(self.pictures[unit.medium], unit.box)
-            new = self.vita.encode_images(tiles[changed], checked=True)
-            size = len(columns) // len(tiles)
-            for features, tile in zip(new, changed):
-                rows[columns[tile * size : (tile + 1) * size]] = features.to(rows)
-        else:
-            bank = cover_sound(self.sounds[unit.medium].bank, unit.frames)
-            rows[columns] = self.vita.audio_features({"audios": [bank], "kind": "fbank"})[0].to(rows)
+    def rows(self, units):
+        """Embeddings [B, T, D] and which columns are seen [B, T]. The towers take what changed in all units together."""
+        rows = self.embeds.repeat(len(units), 1, 1)  # [B, T, D]
+        seen = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)  # [B, T]
+        for i, unit in enumerate(units):
+            if unit.kind == "text":
+                seen[i, list(unit.positions)] = False
+        self.cover_pictures(units, rows)
+        heard = [(i, unit) for i, unit in enumerate(units) if unit.kind == "audio"]
+        banks = [cover_sound(self.sounds[unit.medium].bank, unit.frames) for _, unit in heard]
+        features = self.vita.audio_features({"audios": banks, "kind": "fbank"}) if banks else []
+        for (i, unit), part in zip(heard, features):
+            rows[i, self.columns["audio", unit.medium]] = part.to(rows)
         return rows, seen
+
+    def cover_pictures(self, units, rows):
+        """Writes the features of covered tiles into ``rows`` [B, T, D]."""
+        tiles, places = [], []
+        for i, unit in enumerate(units):
+            if unit.kind == "image":
+                covered, changed = cover_picture(self.pictures[unit.medium], unit.box)
+                columns = self.columns["image", unit.medium]
+                size = len(columns) // len(covered)
+                tiles += [covered[number] for number in changed]
+                places += [(i, columns[number * size : (number + 1) * size]) for number in changed]
+        for start in range(0, len(tiles), TILES):
+            part = tiles[start : start + TILES]
+            same = len({tile.shape for tile in part}) == 1
+            groups = [torch.stack(part)] if same else [tile[None] for tile in part]
+            features = [row for group in groups for row in self.vita.encode_images(group, checked=True)]
+            for (i, columns), row in zip(places[start:], features):
+                rows[i, columns] = row.to(rows)
 
 
 @torch.no_grad()
@@ -184,9 +198,8 @@ def occlude(vita, run, plan, points, token_ids, positions, pictures, sounds, pro
     everything = Unit("text", "nothing", ())
     todo, size, found = [everything, *plan.units], max(1, min(8, ROWS // len(embeds))), []
     for start in range(0, len(todo), size):
-        rows, seen = zip(*(covering.row(unit) for unit in todo[start : start + size]))
-        batch, mask = torch.stack(rows), torch.stack(seen)
-        out = vita.decoder(batch, attention_mask=None if mask.all() else mask, position_ids=ids).last_hidden_state
+        rows, seen = covering.rows(todo[start : start + size])
+        out = vita.decoder(rows, attention_mask=None if seen.all() else seen, position_ids=ids).last_hidden_state
         logits = vita.decoder.lm_head(out[:, points]).float()  # [B, n, V]
         chosen = torch.tensor(token_ids, device=logits.device)[None, :, None].expand(len(logits), -1, 1)  # [B, n, 1]
         found.append(logits.log_softmax(-1).gather(2, chosen)[..., 0].cpu())  # [B, n]

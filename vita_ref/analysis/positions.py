@@ -51,7 +51,7 @@ class Position:
 
     def as_dict(self):
         """The fields that apply."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
 def positions_of(vita, prepared, segments, ids, pictures, sounds):
