@@ -133,32 +133,33 @@ class Look:
         return self.figure(0, "average" if self.occlusion is None else "occlusion")._repr_html_()
 
 
-def look(vita, text=None, images=(), audios=(), video=None, *, tokens=None, passes=None, progress=None, **options):
+def look(vita, text=None, images=(), audios=(), video=None, *, tokens=None, passes=None, derive=True, progress=None, **options):
     """Answers a question as `Vita.respond` does, and explains the answer.
 
     ``tokens`` is how many tokens of the answer are explained, ``passes`` how many passes occlusion may take (0: none);
-    by default as many as `occlusion.FLOPS` allows. ``progress`` is called with a text before the slow part, and with
+    by default as many as `occlusion.FLOPS` allows. Without ``derive`` nothing is computed again: neither occlusion nor
+    rollout, relevance and gradient. ``progress`` is called with a text before the slow part, and with
     (done, total) during it. The other options are those of `Request` and `Sampling`.
     Raises: ValueError as `Vita.respond`.
     """
     fields, options = split_options(options, Request, Sampling)
     return look_at_request(vita, Request(text, images, audios, video, **fields), tokens=tokens, passes=passes,
-                           progress=progress, **options)  # fmt: skip
+                           derive=derive, progress=progress, **options)  # fmt: skip
 
 
-def look_at_request(vita, request, *, tokens=None, passes=None, progress=None, **options):
+def look_at_request(vita, request, *, tokens=None, passes=None, derive=True, progress=None, **options):
     """The `Look` of a `Request`."""
     sampling, start = Sampling(**options).check(), time.perf_counter()
     request, *media = sources.open_media(as_request(request), vita.config)
     prepared = vita.prepare(request, sampling.max_new_tokens)
     seconds = time.perf_counter() - start
     return look_at(vita, prepared, sampling, media=media, question=request.prompt or "", prepare_seconds=seconds,
-                   tokens=tokens, passes=passes, progress=progress)  # fmt: skip
+                   tokens=tokens, passes=passes, derive=derive, progress=progress)  # fmt: skip
 
 
 def look_at(
     vita, prepared, sampling=Sampling(), *, answer_ids=None, media=(None, None), question="", prepare_seconds=None,
-    tokens=None, passes=None, progress=None,
+    tokens=None, passes=None, derive=True, progress=None,
 ):  # fmt: skip
     """The `Look` of a prepared request, such as the last turn of a conversation.
 
@@ -170,15 +171,15 @@ def look_at(
     pictures, sounds = sources.describe(prepared, *media)
     length = budget.count_positions(vita.config, prepared)["total"]
     tokens = default_tokens(vita.config.decoder, length) if tokens is None else tokens
-    notes = left_out(vita, length + tokens)
-    with observe(vita, tokens, keep_inputs=not notes) as run:
+    notes = left_out(vita, length + tokens) if derive else []
+    with observe(vita, tokens, keep_inputs=derive and not notes) as run:
         text, ids, segments = answer(vita, prepared, sampling, answer_ids)
     notes += run.notes
     points = [length - 1 + t for t in range(len(run.passes))]
     positions = positions_of(vita, prepared, segments, run.position_ids, pictures, sounds)
     explained = ids[: len(points)]
     plan = occlusion.plan(vita, positions, pictures, sounds, len(points), passes or None, pass_seconds(run, length))
-    if progress and not notes:
+    if progress and run.inputs[0]:
         progress(f"{plan}; relevance: as long as {2 * len(points) + 1} passes")
     found = arrays(vita, run, explained, length + len(points) - 1)
     if run.inputs[0]:
@@ -188,7 +189,7 @@ def look_at(
             falls, _ = occlusion.occlude(*cover)
             spread = occlusion.to_positions(falls, plan.units, length + len(points) - 1)
             found |= {"falls": falls.numpy(), "occlusion": spread.numpy()}
-    if passes == 0:
+    if passes == 0 and derive:
         notes.append("occlusion was turned off")
     columns = [
         Position(length + t, "answer", text_of(vita, token), positions[-1].position_id + 1 + t, token)
