@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..inputs import audio_features
 from .budget import decoder_flops
 from .positions import middle_frame, tile_boxes, words
 
@@ -160,7 +161,7 @@ class Covering:
         self.cover_pictures(units, rows)
         heard = [(i, unit) for i, unit in enumerate(units) if unit.kind == "audio"]
         banks = [cover_sound(self.sounds[unit.medium].bank, unit.frames) for _, unit in heard]
-        features = self.vita.audio_features({"audios": banks, "kind": "fbank"}) if banks else []
+        features = audio_features(self.vita, {"audios": banks, "kind": "fbank"}) if banks else []
         for (i, unit), part in zip(heard, features):
             rows[i, self.columns["audio", unit.medium]] = part.to(rows)
         return rows, seen
