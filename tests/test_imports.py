@@ -44,7 +44,10 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "checks": {"cache", "files"},
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
-    "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
+    "analysis": {
+        *("answer", "audio", "checks", "decoder", "fbank", "files", "image", "inputs", "loading", "masks", "model", "prompt"),
+        *("request", "sampling", "scale", "speech", "splice", "video"),
+    },
     "cli": {"analysis", "checks", "files", "loading", "request", "sampling", "scale"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
@@ -63,7 +66,7 @@ USES = {  # the sub-packages that a reading file imports at its top
 USES_WHEN_CALLED = {  # what is imported inside a function, so that a request that does not need it does not load it
     "fields": {"files"},
     "loading": {"scale"},
-    "model": {"loading", "voice"},
+    "model": {"analysis", "loading", "voice"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
 WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}

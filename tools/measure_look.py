@@ -1,9 +1,10 @@
 """How often the maps of a look point at what the answer is about, on the demo weights: `python tools/measure_look.py`
 
 Pictures come from the renderer that training did not use (tests/tools/second_world.py): three objects of the sizes that the
-weights know. For each question about one of them, the token that says its colour, shape, size or place is explained. A map
-hits if the middle of its highest position lies inside the object's outline, grown by half a position. Chance is the share of
-positions that would hit. Only right answers count: a wrong one has no object to point at.
+weights know. Each question is about one of them: its colour, shape, size or place. A map of the whole answer (the mean over its
+tokens) hits if the middle of its highest position lies inside the object's outline, grown by half a position. Chance is the
+share of positions that would hit. Only right answers count: a wrong one has no object to point at. Questions whose answer another
+object has too are counted apart ("shared"): among three stars, to cover one changes nothing about "A star."
 
 Spoken questions are said by espeak-ng, which tells when each word begins. A map hits if its highest position overlaps, by
 its middle, the word that says which object is meant (its colour or its shape), grown by half a position.
@@ -32,7 +33,6 @@ import second_world as world
 from tools.demo import speech
 from vita_ref import Vita
 from vita_ref.analysis.look import MAPS, look
-from vita_ref.analysis.positions import words
 
 KINDS = ("color", "shape", "size", "where")
 TABLE, NUMBERS = ROOT / "tools/look.md", ROOT / "vita_ref/analysis/measured.json"
@@ -64,14 +64,6 @@ def cases(count, seed):
                 yield Case(kind, q.text, q.answers, scene, thing, image)
 
 
-def deciding_token(case, tokens):
-    """The number of the token that says the colour, the shape, the size or the place; None if there is none."""
-    said = {"color": [case.thing.color], "shape": [case.thing.shape], "size": [case.thing.size]}.get(
-        case.kind, ["left", "right", "top", "bottom", "middle"]
-    )
-    return next((i for i, token in enumerate(tokens) if token.text.strip().lower() in said), None)
-
-
 def hits_outline(case, grid=4):
     """Which positions of a picture hit: [grid * grid] bool, by the distance of their middle to the object's outline."""
     points = world.outline(case.thing, case.scene) / case.scene.extent  # 0..1 across and down
@@ -95,49 +87,57 @@ def distance(point, polygon):
     return np.linalg.norm(point - a - np.clip(along, 0, 1)[:, None] * (b - a), axis=1).min()
 
 
-def maps_of(seen, token):
-    """Every map of one token by name, each head and each layer's mean with it. Shapes: each [T]."""
-    found = {name: seen.map(name, token) for name in MAPS}
+def maps_of(seen):
+    """Every map of the whole answer by name, each head and each layer's mean with it. Shapes: each [T]."""
+    found = {name: seen.map(name, "answer") for name in MAPS}
     for number, layer in enumerate(seen.attention):
-        found[f"layer {number}"] = layer[token].mean(0)
-        found |= {f"layer {number}, head {h}": weights for h, weights in enumerate(layer[token])}
+        whole = layer.mean(0)  # [H, T]
+        found[f"layer {number}"] = whole.mean(0)
+        found |= {f"layer {number}, head {h}": weights for h, weights in enumerate(whole)}
     return found
 
 
+def is_alone(case):
+    """Whether no other object of the picture has the answer too."""
+    what = {"color": lambda t: t.color, "shape": lambda t: t.shape, "size": lambda t: t.size}.get(
+        case.kind, lambda t: asked.places(t.x, t.y)[0]
+    )
+    return [what(t) for t in case.scene.things].count(what(case.thing)) == 1
+
+
 def picture_rows(vita, count, seed):
-    """For each rightly answered question: (hits of each map as a dict, the share of positions that would hit)."""
-    rows, asked_count = [], 0
+    """For each rightly answered question: (hits of each map as a dict, the share that would hit, whether it is alone)."""
+    rows, questions = [], 0
     for case in cases(count, seed):
         seen = look(vita, case.text, images=[case.image])
-        asked_count += 1
-        token = deciding_token(case, seen.tokens)
-        if seen.text.strip() not in case.answers or token is None:
-            continue
-        columns = [p.index for p in seen.positions if p.kind == "image"]
-        hit = hits_outline(case)
-        rows.append(({name: bool(hit[np.argmax(m[columns])]) for name, m in maps_of(seen, token).items()}, hit.mean()))
-    return rows, asked_count
+        questions += 1
+        if seen.text.strip() in case.answers:
+            columns = [p.index for p in seen.positions if p.kind == "image"]
+            rows.append((*score(seen, columns, hits_outline(case)), is_alone(case)))
+    return rows, questions
 
 
 def spoken_rows(vita, count, seed):
     """The same for spoken questions and the word that decides."""
-    rng, rows, asked_count = random.Random(seed), [], 0
+    rng, rows, questions = random.Random(seed), [], 0
     for case in cases(count, seed + 1):
         if case.kind not in ("color", "shape"):
             continue
         word = case.thing.shape if case.kind == "color" else case.thing.color
         said = speech.speak(case.text, speech.manner(rng, "known voices"))
-        asked_count += 1
-        seen = look(vita, "", images=[case.image], audios=[(torch.from_numpy(said.samples), said.rate)])
-        token = deciding_token(case, seen.tokens)
-        if seen.text.strip() not in case.answers or token is None:
-            continue
-        start, stop = word_time(case.text, word, said)
-        sound = [p for p in seen.positions if p.kind == "audio"]
-        hit = np.array([start - 0.04 <= (p.start + p.end) / 2 <= stop + 0.04 for p in sound])
-        columns = [p.index for p in sound]
-        rows.append(({name: bool(hit[np.argmax(m[columns])]) for name, m in maps_of(seen, token).items()}, hit.mean()))
-    return rows, asked_count
+        seen = look(vita, "", images=[case.image], audios=[(torch.from_numpy(said.samples.copy()), said.rate)])
+        questions += 1
+        if seen.text.strip() in case.answers:
+            start, stop = word_time(case.text, word, said)
+            sound = [p for p in seen.positions if p.kind == "audio"]
+            hit = np.array([start - 0.04 <= (p.start + p.end) / 2 <= stop + 0.04 for p in sound])
+            rows.append((*score(seen, [p.index for p in sound], hit), is_alone(case)))
+    return rows, questions
+
+
+def score(seen, columns, hit):
+    """Whether each map's highest of these columns hits, and the share of them that would."""
+    return {name: bool(hit[np.argmax(values[columns])]) for name, values in maps_of(seen).items()}, float(hit.mean())
 
 
 def word_time(text, word, said):
@@ -149,38 +149,43 @@ def word_time(text, word, said):
 
 
 def shares(rows):
-    """The share of hits of each map on the second half; the best layer or head is the best one on the first half."""
-    half = len(rows) // 2
-    train, test = rows[:half], rows[half:]
-    singles = [name for name in rows[0][0] if name.startswith("layer")]
+    """The share of hits of each map; the best layer or head is the best one on the first half, measured on the second."""
+    train, test = rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
     def share(part, name):
-        return float(np.mean([hits[name] for hits, _ in part]))
+        return float(np.mean([hits[name] for hits, *_ in part]))
 
-    best = max(singles, key=lambda name: share(train, name))
-    found = {name: share(rows, name) for name in MAPS}
-    found |= {"best layer or head": share(test, best), "chance": float(np.mean([chance for _, chance in rows]))}
-    return found, best
+    best = max((name for name in rows[0][0] if name.startswith("layer")), key=lambda name: share(train, name))
+    found = {name: share(rows, name) for name in MAPS} | {"best layer or head": share(test, best)}
+    return found | {"chance": float(np.mean([chance for _, chance, _ in rows]))}, best
+
+
+def report_of(rows, questions):
+    """The numbers of one part: of questions whose answer one object alone has, and of those that share it."""
+    parts = {"alone": [row for row in rows if row[2]], "shared": [row for row in rows if not row[2]]}
+    found, best = shares(parts["alone"])
+    report = {"questions": questions, "right": len(rows), "counted": len(parts["alone"]), "best": best, "shares": found}
+    return report | {"shared": {"counted": len(parts["shared"]), "shares": shares(parts["shared"])[0]}}
 
 
 def write(report):
     """The table as a page, and the numbers for the pages of looks."""
+    columns = [report["pictures"], report["pictures"]["shared"], report["spoken"], report["spoken"]["shared"]]
     lines = [
         "# How far to trust a map",
         "",
-        "`python tools/measure_look.py` measures this on the demo weights, and its docstring says what counts. A map of another",
-        "model may be better or worse.",
+        f"`{report['command']} --write` measures this on the demo weights; its docstring says what counts as a hit.",
+        "Maps of other weights may be better or worse.",
         "",
-        "| map | pictures: the peak is inside the object | spoken questions: the peak is on the deciding word |",
-        "| --- | --- | --- |",
+        "| map | pictures: the peak is inside the object | the same, the answer is shared | spoken questions: the peak is on the deciding word | the same, shared |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    names = [*MAPS, "best layer or head", "chance"]
-    for name in names:
-        values = [f"{100 * report[part]['shares'][name]:.1f} %" for part in ("pictures", "spoken")]
-        lines.append(f"| {MAPS.get(name, name)} | {values[0]} | {values[1]} |")
+    for name in [*MAPS, "best layer or head", "chance"]:
+        lines.append(f"| {MAPS.get(name, name)} | " + " | ".join(f"{100 * c['shares'][name]:.1f} %" for c in columns) + " |")
+    lines.append("| questions | " + " | ".join(str(c["counted"]) for c in columns) + " |")
     for part in ("pictures", "spoken"):
         r = report[part]
-        lines += ["", f"{part.capitalize()}: {r['questions']} questions, {r['right']} answered rightly and counted. Best: {r['best']}."]
+        lines += ["", f"{part.capitalize()}: {r['questions']} questions, {r['right']} answered rightly. Best: {r['best']}."]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     NUMBERS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -195,8 +200,7 @@ def main(argv=None):
     vita, report = Vita.from_pretrained(kernels="plain"), {}
     for part, rows_of in (("pictures", picture_rows), ("spoken", spoken_rows)):
         rows, questions = rows_of(vita, a.pictures, a.seed)
-        found, best = shares(rows)
-        report[part] = {"questions": questions, "right": len(rows), "best": best, "shares": found}
+        report[part] = report_of(rows, questions)
     report["command"] = f"python tools/measure_look.py --pictures {a.pictures} --seed {a.seed}"
     if a.write:
         write(report)

@@ -159,7 +159,7 @@ def test_the_figure_of_a_token_is_an_svg_with_a_cell_for_each_position_and_no_ma
     assert len(cells) == sum(p.kind != "answer" for p in seen.positions)
     assert {x.tag.removeprefix(space) for x in root.iter()} == {"svg", "rect", "text", "title", "image", "path"}
     assert seen._repr_html_().startswith("<svg")
-    with pytest.raises(ValueError, match="token must be 0 to 2"):
+    with pytest.raises(ValueError, match="token must be 0 to 2 or 'answer'"):
         seen.figure(3)
 
 
@@ -198,7 +198,7 @@ def opened(browser, seen, tmp_path):
 def test_in_a_browser_tokens_maps_layers_and_places_can_be_chosen(opened, seen):
     assert opened.text_content("#said") == seen.text.strip() or opened.text_content("#said") == seen.text
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390  # a phone has no horizontal scroll bar
-    opened.locator("#tokens input").nth(1).check()
+    opened.locator("#tokens input").nth(2).check()  # the first one is the whole answer
     assert seen.tokens[1].top[0][1].strip() in opened.text_content("#alternatives")
     opened.select_option("#map", "average")
     opened.select_option("#layer", "2")

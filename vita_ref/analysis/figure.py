@@ -3,6 +3,7 @@
 Test: ``pytest tests/analysis/test_page.py``
 """
 
+import math
 from html import escape
 
 import numpy as np
@@ -12,12 +13,16 @@ TEXT = 'font-family="sans-serif" fill="#1f2328"'
 
 
 class Figure:
-    """The figure of token ``token`` and the map ``name``. ``.svg`` is its text; in a notebook it shows itself."""
+    """The figure of token ``token`` (or "answer") and the map ``name``. ``.svg`` is its text; in a notebook it shows itself."""
 
-    def __init__(self, look, token=0, name="occlusion"):
-        if not 0 <= token < len(look.tokens):
-            raise ValueError(f"token must be 0 to {len(look.tokens) - 1}, got {token}")
-        self.look, self.token, self.values = look, look.tokens[token], look.map(name, token)
+    def __init__(self, look, token="answer", name="occlusion"):
+        if token != "answer" and not 0 <= token < len(look.tokens):
+            raise ValueError(f"token must be 0 to {len(look.tokens) - 1} or 'answer', got {token!r:.80}")
+        self.look, self.values = look, look.map(name, token)
+        self.title = f"“{shown(look.text.strip())[:60]}”"
+        if token != "answer":
+            chosen = look.tokens[token]
+            self.title = f"“{shown(chosen.text)}” {100 * chosen.probability:.1f} %"
         self.name, self.parts, self.y = name, [], 64
         self.svg = self.draw()
 
@@ -41,9 +46,8 @@ class Figure:
         for number, sound in enumerate(self.look.sounds[:4]):
             self.sound(number, sound)
         self.words()
-        title = f"“{shown(self.token.text)}” {100 * self.token.probability:.1f} %"
         height = self.y + 40
-        head = f'<text x="{MARGIN}" y="26" font-size="16" {TEXT}>{escape(title)}</text>'
+        head = f'<text x="{MARGIN}" y="26" font-size="16" {TEXT}>{escape(self.title)}</text>'
         head += f'<text x="{MARGIN}" y="48" font-size="13" {TEXT}>{escape(MAPS[self.name])}</text>'
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" '
@@ -53,7 +57,7 @@ class Figure:
     def cell(self, position, most, x, y, width, height):
         """A coloured rectangle for one position, with its value as a title."""
         value = float(self.values[position.index])
-        share = 0.0 if value != value else min(1.0, abs(value) / most)
+        share = 0.0 if math.isnan(value) else min(1.0, abs(value) / most)
         colour = "#1e64dc" if value < 0 else "#e85d04"
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}" fill-opacity="{0.85 * share:.3f}" '

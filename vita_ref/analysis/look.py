@@ -99,11 +99,13 @@ class Look:
         return np.mean([layer.mean(1) for layer in self.attention], 0)
 
     def map(self, name, token=None):
-        """One map by its name in `MAPS`, [n, T]; of one token [T]. Raises: ValueError if it was left out."""
+        """One map by its name in `MAPS`, [n, T]; of one token, or of the "answer" (their mean), [T]. Raises: ValueError if it was left out."""
         values = getattr(self, name) if name in MAPS else None
         if values is None:
             there = [n for n in MAPS if getattr(self, n) is not None]
             raise ValueError(f"there is no map {name!r}; this look has {', '.join(there)}")
+        if token == "answer":
+            return values.mean(0)
         return values if token is None else values[token]
 
     def html(self):
@@ -123,14 +125,14 @@ class Look:
 
         return table(self)
 
-    def figure(self, token=0, name="occlusion"):
-        """One token as a figure: ``.svg``, ``.save("x.svg")``, and shown by itself in a notebook."""
+    def figure(self, token="answer", name="occlusion"):
+        """One token, or the mean over the answer, as a figure: ``.svg``, ``.save("x.svg")``, and shown by itself in a notebook."""
         from .figure import Figure
 
         return Figure(self, token, name)
 
     def _repr_html_(self):
-        return self.figure(0, "average" if self.occlusion is None else "occlusion")._repr_html_()
+        return self.figure("answer", "average" if self.occlusion is None else "occlusion")._repr_html_()
 
 
 def look(vita, text=None, images=(), audios=(), video=None, *, tokens=None, passes=None, derive=True, progress=None, **options):
@@ -158,7 +160,7 @@ def look_at_request(vita, request, *, tokens=None, passes=None, derive=True, pro
 
 
 def look_at(
-    vita, prepared, sampling=Sampling(), *, answer_ids=None, media=(None, None), question="", prepare_seconds=None,
+    vita, prepared, sampling=None, *, answer_ids=None, media=(None, None), question="", prepare_seconds=None,
     tokens=None, passes=None, derive=True, progress=None,
 ):  # fmt: skip
     """The `Look` of a prepared request, such as the last turn of a conversation.
@@ -168,6 +170,7 @@ def look_at(
     Raises: ValueError for counts out of range, or as `Vita.generate`.
     """
     check_counts(tokens, passes, answer_ids)
+    sampling = Sampling() if sampling is None else sampling
     pictures, sounds = sources.describe(prepared, *media)
     length = budget.count_positions(vita.config, prepared)["total"]
     tokens = default_tokens(vita.config.decoder, length) if tokens is None else tokens

@@ -2,7 +2,7 @@
 // Draws one look. All data stands in the script element "data"; text goes to the page as text only, never as HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { token: 0, map: "average", layer: "mean", head: "mean", place: null };
+const state = { token: -1, map: "average", layer: "mean", head: "mean", place: null };
 const byId = id => document.getElementById(id);
 
 // ---- small helpers
@@ -68,16 +68,23 @@ function nested(value) { // the data with arrays as lists of lists, for the JSON
   return Object.fromEntries(Object.entries(value).filter(([name]) => name !== "image").map(([name, x]) => [name, nested(x)]));
 }
 
-// ---- the chosen map
+// ---- the chosen map; token -1 is the whole answer, the mean over its tokens
 
+const all = data.tokens.map((_, i) => i), first = () => Math.max(0, state.token);
+function overTokens(token, rowOf) {
+  if (token >= 0) return rowOf(token);
+  const rows = all.map(rowOf);
+  return rows[0].map((_, i) => rows.reduce((total, values) => total + values[i], 0) / rows.length);
+}
 function attentionRow(token, layer, head) {
   if (layer === "mean") return row(data.maps.average.values, token);
   if (head === "mean") return row(data.layer_attention, Number(layer), token);
   return row(data.attention[data.attention_layers.indexOf(Number(layer))], token, Number(head));
 }
 function mapRow(name, token = state.token) {
-  return name === "average" ? attentionRow(token, state.layer, state.head) : row(data.maps[name].values, token);
+  return overTokens(token, t => name === "average" ? attentionRow(t, state.layer, state.head) : row(data.maps[name].values, t));
 }
+const wholeRow = name => overTokens(state.token, t => row(data.maps[name].values, t));
 function strength(values, indices) { // the largest size of a value, so that the strongest place has full colour
   return Math.max(1e-30, ...indices.map(i => Math.abs(values[i]) || 0));
 }
@@ -167,18 +174,19 @@ function figures(values, size) { // every picture (and its thumbnail), sound and
 // ---- sections
 
 function showTokens() {
-  byId("tokens").replaceChildren(...data.tokens.map((token, i) => {
+  const choice = (i, text, note) => {
     const input = make("input", { type: "radio", name: "token", value: i, checked: i === state.token });
     input.addEventListener("change", () => { state.token = i; update(); });
-    return make("label", {}, input, " ", visible(token.text), " ", make("small", { textContent: percent(token.probability) }));
-  }));
+    return make("label", {}, input, " ", text, " ", make("small", { textContent: note }));
+  };
+  byId("tokens").replaceChildren(choice(-1, "whole answer", "mean"), ...data.tokens.map((token, i) => choice(i, visible(token.text), percent(token.probability))));
 }
 function showAlternatives() {
-  const rows = data.tokens[state.token].top.map(([id, text, p]) => {
+  const rows = data.tokens[first()].top.map(([id, text, p]) => {
     const bar = draw("svg", { width: 160, height: 12, "aria-hidden": "true" }, draw("rect", { class: "bar", width: Math.max(1, 160 * p), height: 12 }));
     return [visible(text), id, bar, percent(p)];
   });
-  byId("alternatives").replaceChildren(make("p", { className: "note", textContent: "The likeliest tokens here (observed):" }), table(["token", "id", "", "probability"], rows, [1, 3]));
+  byId("alternatives").replaceChildren(make("p", { className: "note", textContent: `The likeliest tokens in the place of “${visible(data.tokens[first()].text)}” (observed):` }), table(["token", "id", "", "probability"], rows, [1, 3]));
 }
 function showMaps() {
   const values = mapRow(state.map), entry = data.maps[state.map];
@@ -189,7 +197,7 @@ function showMaps() {
   byId("about").textContent = `${observed ? "Observed: the weights that multiplied v in this head" : "Derived: " + entry.about}.`;
   byId("view").replaceChildren(...figures(values, 320));
   byId("maps").replaceChildren(...Object.entries(data.maps).map(([name, each]) => {
-    const own = row(each.values, state.token), share = data.measured ? data.measured.pictures.shares[name] : null;
+    const own = wholeRow(name), share = data.measured ? data.measured.pictures.shares[name] : null;
     const media = data.pictures.length ? [picture(0, own, 176)] : data.sounds.length ? [sound(0, own, 176)] : [words(own)];
     const choose = make("button", { type: "button", textContent: each.label });
     choose.addEventListener("click", () => { state.map = byId("map").value = name; state.layer = byId("layer").value = "mean"; update(); });
@@ -218,18 +226,18 @@ function place(index) { // marks one position everywhere and describes it
   const facts = [`position ${index}`, visible(p.text), `position id ${p.position_id}` + (p.shared ? " (shared)" : "")];
   if (p.token_id !== undefined) facts.push(`token ${p.token_id}`);
   if (p.patches) facts.push(`patches ${p.patches.join(", ")}`);
-  const values = Object.entries(data.maps).map(([name, each]) => `${name} ${short(name === state.map ? mapRow(name)[index] : row(each.values, state.token)[index])}`);
+  const values = Object.entries(data.maps).map(([name, each]) => `${name} ${short(name === state.map ? mapRow(name)[index] : wholeRow(name)[index])}`);
   byId("detail").textContent = `${facts.join(" · ")} — ${values.join(", ")}`;
 }
 function showLens() {
-  const chosen = row(data.lens, state.token);
-  const rows = data.lens_top[state.token].map((top, layer) => [layer === 0 ? "embedding" : layer - 1, percent(chosen[layer]), ...top.map(([text, p]) => `${visible(text)} ${percent(p)}`)]);
-  byId("lens").replaceChildren(table(["layer", `“${visible(data.tokens[state.token].text)}”`, ...data.lens_top[0][0].map((_, i) => `guess ${i + 1}`)], rows, [1]));
-  const norms = row(data.norms, state.token), attention = row(data.attention_norms, state.token), mlp = row(data.mlp_norms, state.token), most = Math.max(...norms, ...attention, ...mlp);
+  const now = first(), chosen = row(data.lens, now);
+  const rows = data.lens_top[now].map((top, layer) => [layer === 0 ? "embedding" : layer - 1, percent(chosen[layer]), ...top.map(([text, p]) => `${visible(text)} ${percent(p)}`)]);
+  byId("lens").replaceChildren(table(["layer", `“${visible(data.tokens[now].text)}”`, ...data.lens_top[0][0].map((_, i) => `guess ${i + 1}`)], rows, [1]));
+  const norms = row(data.norms, now), attention = row(data.attention_norms, now), mlp = row(data.mlp_norms, now), most = Math.max(...norms, ...attention, ...mlp);
   const bar = (value, kind) => draw("svg", { width: 140, height: 12, "aria-hidden": "true" }, draw("rect", { class: kind, width: Math.max(1, 140 * value / most), height: 12 }));
   byId("norms").replaceChildren(table(["layer", "attention adds", "", "MLP adds", "", "length after it"], attention.map((a, i) => [i, short(a), bar(a, "bar"), short(mlp[i]), bar(mlp[i], "bar2"), short(norms[i + 1])]), [1, 3, 5]));
-  const [, layers, heads] = data.head_norms.shape, all = Array.from({ length: layers }, (_, l) => row(data.head_norms, state.token, l)), largest = Math.max(...all.flat());
-  byId("heads").replaceChildren(table(["layer", ...Array.from({ length: heads }, (_, h) => `head ${h}`)], all.map((line, l) => [l, ...line.map((value, h) => {
+  const [, layers, heads] = data.head_norms.shape, lines = Array.from({ length: layers }, (_, l) => row(data.head_norms, now, l)), largest = Math.max(...lines.flat());
+  byId("heads").replaceChildren(table(["layer", ...Array.from({ length: heads }, (_, h) => `head ${h}`)], lines.map((line, l) => [l, ...line.map((value, h) => {
     const button = make("button", { type: "button", textContent: short(value) });
     button.setAttribute("aria-label", `layer ${l}, head ${h}: ${short(value)}`);
     button.style.backgroundColor = shade(value, largest);
@@ -285,7 +293,7 @@ function tokenFigure() {
   const where = state.map === "average" && state.layer !== "mean" ? `, layer ${state.layer}` + (state.head === "mean" ? "" : `, head ${state.head}`) : "";
   const svg = draw("svg", { xmlns: "http://www.w3.org/2000/svg", viewBox: `0 0 ${width} ${y + 40}`, width, height: y + 40 },
     draw("rect", { width: "100%", height: "100%", fill: "white" }),
-    draw("text", { x: 20, y: 26, "font-size": 16, "font-family": "sans-serif" }, `“${visible(token.text)}” ${percent(token.probability)}`),
+    draw("text", { x: 20, y: 26, "font-size": 16, "font-family": "sans-serif" }, token ? `“${visible(token.text)}” ${percent(token.probability)}` : `“${visible(data.text.trim()).slice(0, 60)}”`),
     draw("text", { x: 20, y: 48, "font-size": 13, "font-family": "sans-serif" }, data.maps[state.map].label + where), ...parts);
   svg.querySelectorAll(".cell").forEach(cell => { cell.setAttribute("stroke", "gray"); cell.setAttribute("stroke-width", "0.5"); });
   return svg;
@@ -314,7 +322,7 @@ function controls() {
   for (const name of ["map", "layer", "head"]) byId(name).value = state[name];
 }
 function update() {
-  byId("tokens").querySelectorAll("input").forEach((input, i) => { input.checked = i === state.token; });
+  byId("tokens").querySelectorAll("input").forEach(input => { input.checked = Number(input.value) === state.token; });
   showAlternatives(); showMaps(); showStrip(); showLens();
   if (state.place !== null) place(state.place);
 }

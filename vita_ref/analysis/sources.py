@@ -57,8 +57,10 @@ def open_media(request, config):
     Raises: ValueError for a file that cannot be read.
     """
     request = check_request(request)
-    if config.vision is None and (request.images or request.video is not None) or config.audio is None:
-        return request, None, None  # `prepare_request` refuses it, or takes ready embeddings
+    needs_vision = request.images or request.video is not None
+    needs_audio = any(not isinstance(source, torch.Tensor) for source in request.audios)
+    if needs_vision and config.vision is None or needs_audio and config.audio is None:
+        return request, None, None  # `prepare_request` refuses it
     most = config.max_tiles if request.max_tiles is None else request.max_tiles
     opened = [open_picture(source, config.vision, most) for source in request.images]
     images, pictures = [x for x, _ in opened], [about for _, about in opened]

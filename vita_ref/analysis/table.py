@@ -3,6 +3,8 @@
 Test: ``pytest tests/analysis/test_look.py``
 """
 
+import math
+
 from ..files.messages import escaped
 
 MANY = 64  # positions of a medium; with more of them a row of a picture or half a second of a sound is one line
@@ -23,7 +25,7 @@ def table(look):
         row = [span, ids, first.kind, what, "" if first.token_id is None else str(first.token_id)]
         row.append(f"{100 * average[columns].sum():.1f} %")
         if falls is not None:
-            row.append("" if falls[columns[0]] != falls[columns[0]] else f"{falls[columns].max():.3f}")
+            row.append("" if math.isnan(falls[columns[0]]) else f"{falls[columns].max():.3f}")
         rows.append(row)
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     right = {0, 1, 4, 5, 6}

@@ -149,6 +149,8 @@ def check_combinations(a):
             (a.page or a.explain) and (a.batch or a.json or a.dry_run or a.speak),
         "--page and --explain use plain products: leave out --pack and --kernels fast":
             (a.page or a.explain) and (a.pack or a.kernels == "fast"),
+        "--page writes a page: give it a name that ends in .html":
+            a.page and not a.page.lower().endswith((".html", ".htm")),
         "--page-tokens and --page-passes need --page": (a.page_tokens or a.page_passes is not None) and not a.page,
         "--batch-stop needs --batch": a.batch_stop and not a.batch,
         "--system and --system-file are the same option: give one": a.system is not None and a.system_file is not None,
