@@ -8,7 +8,16 @@ import pytest
 import second_world as world
 
 from tools import measure_look
-from tools.measure_look import NUMBERS, TABLE, distance, hits_outline, inside, is_alone, shares, word_time
+from tools.measure_look import (
+    NUMBERS,
+    TABLE,
+    distance,
+    hits_outline,
+    inside,
+    is_alone,
+    shares,
+    word_time,
+)
 from vita_ref.analysis.look import MAPS
 
 SQUARE = np.array([[0.2, 0.2], [0.6, 0.2], [0.6, 0.6], [0.2, 0.6]])

@@ -35,8 +35,8 @@ def backward_maps(decoder, run, points, token_ids, relevance=True):
     relevant = rollout.clone()  # [n, T]
     grads = torch.zeros(n, total, decoder.config.hidden_size, device=device, dtype=dtype)  # [n, T, D]
     if relevance:
-        for t, each in enumerate(run.passes[:n]):
-            grads[t, points[t]] = head_gradient(decoder, each.hidden[-1].to(device), token_ids[t])
+        for i, each in enumerate(run.passes[:n]):
+            grads[i, points[i]] = head_gradient(decoder, each.hidden[-1].to(device), token_ids[i])
     for number in reversed(range(len(decoder.layers))):
         x = run.layer_inputs(number)[None].to(device)  # [1, T, D]
         with torch.set_grad_enabled(relevance):
@@ -44,12 +44,12 @@ def backward_maps(decoder, run, points, token_ids, relevance=True):
             out, weights = decoder.layers[number](x, angles, Mask(0), None, True)  # [1, T, D]
         mean = weights.detach()[0].float().mean(0)  # [T, T]
         rollout = 0.5 * rollout + 0.5 * rollout @ mean  # [n, T]
-        for t in range(n if relevance else 0):
-            last = t == n - 1
-            to_x, to_map = torch.autograd.grad(out, (x, weights), grads[t : t + 1], retain_graph=not last)
+        for i in range(n if relevance else 0):
+            last = i == n - 1
+            to_x, to_map = torch.autograd.grad(out, (x, weights), grads[i : i + 1], retain_graph=not last)
             useful = (to_map[0] * weights.detach()[0]).float().clamp(min=0).mean(0)  # [T, T]
-            relevant[t] = relevant[t] + relevant[t] @ useful  # [T]
-            grads[t] = to_x[0]
+            relevant[i] = relevant[i] + relevant[i] @ useful  # [T]
+            grads[i] = to_x[0]
         del out, weights
     maps = {"rollout": rollout.cpu()}
     if relevance:
@@ -104,5 +104,5 @@ def head_norms(decoder, run, n):
         for layer, attended in zip(decoder.layers, each.heads):
             alone = attended.to(like.device).view(1, heads, size) * apart  # [H, H, K]
             rows.append(layer.self_attn.o_proj(alone.flatten(1)).float().norm(dim=-1).cpu())
-        found.append(torch.stack(rows))  # [L, H]
+        found.append(torch.stack(rows))
     return torch.stack(found)  # [n, L, H]

@@ -89,7 +89,7 @@ class Look:
     relevance: np.ndarray | None = None
     gradient: np.ndarray | None = None
     occlusion: np.ndarray | None = None
-    falls: np.ndarray | None = None  # [n, units], with ``plan.units``
+    falls: np.ndarray | None = None  # of each unit in ``plan.units``, [n, units]
     forced: bool = False  # whether the answer was given, not generated
     notes: list = field(default_factory=list)  # what was left out, and why
 

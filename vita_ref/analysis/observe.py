@@ -297,7 +297,7 @@ def audio_hooks(vita, run):
             for i, frames in enumerate(lengths):
                 n = encoder_position_count(frames)
                 stride = -(-n // 128)
-                rows = weights[i, :, :n:stride, :n].float().mean(0)  # [rows, P]
+                rows = weights[i, :, :n:stride, :n].float().mean(0)  # [-(-n // stride), n]
                 parts = [part.sum(1) for part in rows.split(stride, 1)]
                 run.towers.append(TowerMap("audio", first + i, layer, copy(torch.stack(parts, 1)), stride))
             return used, None

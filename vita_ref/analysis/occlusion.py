@@ -206,7 +206,8 @@ def occlude(vita, run, plan, points, token_ids, positions, pictures, sounds, pro
         out = vita.decoder(rows, attention_mask=None if seen.all() else seen, position_ids=ids).last_hidden_state
         logits = vita.decoder.lm_head(out[:, points]).float()  # [B, n, V]
         chosen = torch.tensor(token_ids, device=logits.device)[None, :, None].expand(len(logits), -1, 1)  # [B, n, 1]
-        found.append(logits.log_softmax(-1).gather(2, chosen)[..., 0].cpu())  # [B, n]
+        scores = logits.log_softmax(-1).gather(2, chosen)[..., 0]  # [B, n]
+        found.append(scores.cpu())
         if progress:
             progress(min(start + size, len(todo)), len(todo))
     scores = torch.cat(found)  # [units+1, n]
@@ -218,7 +219,7 @@ def to_positions(falls, units, length):
 
     Shapes: [n, units] -> [n, T].
     """
-    total, count = torch.zeros(len(falls), length), torch.zeros(length)  # [n, T] and [T]
+    total, count = torch.zeros(len(falls), length), torch.zeros(length)  # [n, T]
     for fall, unit in zip(falls.T, units):
         columns = list(unit.positions)
         total[:, columns] += fall[:, None]
