@@ -1,11 +1,13 @@
 """The page of a look: its numbers are the look's, nothing of a request becomes markup, and it works in a browser without a network."""
 
 import base64
+import configparser
 import hashlib
 import json
 import re
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -161,6 +163,14 @@ def test_the_figure_of_a_token_is_an_svg_with_a_cell_for_each_position_and_no_ma
     assert seen._repr_html_().startswith("<svg")
     with pytest.raises(ValueError, match="token must be 0 to 2 or 'answer'"):
         seen.figure(3)
+
+
+def test_the_files_that_the_page_is_made_of_are_in_the_wheel():
+    setup = configparser.ConfigParser()
+    setup.read(page_module.FOLDER.parents[1] / "setup.cfg")
+    patterns = setup["options.package_data"]["vita_ref.analysis"].split(", ")
+    others = [path.name for path in page_module.FOLDER.iterdir() if path.is_file() and path.suffix != ".py"]
+    assert len(others) == 4 and all(any(fnmatch(name, pattern) for pattern in patterns) for name in others)
 
 
 # ---- in a browser

@@ -1,6 +1,7 @@
 """Occlusion: cover a part of the prompt, run the model again, and see how much the tokens' log-probabilities fall.
 
-    a cell of a picture   it and a quarter of a cell around it become the picture's median colour, in the thumbnail too
+    a cell of a picture   its pixels become the picture's median colour, in the thumbnail too; and once more with half a cell
+                          around it, because an object seldom ends where a cell does
     a stretch of a sound  its frames become quiet: the 10 % quantile of each mel bin of this sound
     a word                no later position sees its tokens; the position ids stay
 
@@ -23,7 +24,7 @@ from .positions import middle_frame, tile_boxes, words
 
 FLOPS = 3e13  # operations of all passes together, by default: about a minute at 500 GFLOP/s
 LEAST, MOST = 24, 400  # passes, by default
-AROUND = 0.25  # cells on each side of a covered cell: an object seldom ends where a cell does
+AROUND = (0.0, 0.5)  # cells on each side of a covered cell; only the first if cells were joined
 WIDTH = 3  # positions of a sound that are covered together: 0.24 s
 ROWS, TILES = 4096, 8  # positions of all rows of a batch, and tiles that are encoded together
 
@@ -92,9 +93,11 @@ def picture_units(positions, number, picture, join):
         for c in range(columns):
             box = (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows)
             inside = [p.index for p in own if overlaps(p.box, box)]
-            left, top, right, bottom = c - AROUND, r - AROUND, c + 1 + AROUND, r + 1 + AROUND
-            cover = (max(0.0, left / columns), max(0.0, top / rows), min(1.0, right / columns), min(1.0, bottom / rows))
-            yield Unit("image", f"picture {number + 1}, cell {r + 1}, {c + 1}", tuple(inside), number, cover)
+            for wide in AROUND if join == 1 else AROUND[:1]:
+                left, top, right, bottom = c - wide, r - wide, c + 1 + wide, r + 1 + wide
+                cover = (max(0.0, left / columns), max(0.0, top / rows), min(1.0, right / columns), min(1.0, bottom / rows))
+                label = f"picture {number + 1}, cell {r + 1}, {c + 1}" + ", wide" * (wide > 0)
+                yield Unit("image", label, tuple(inside), number, cover)
 
 
 def overlaps(one, other):
