@@ -11,7 +11,7 @@ its middle, the word that says which object is meant (its colour or its shape), 
 
 The best layer and head are chosen on one half of the questions and measured on the other half.
 
-Run: ``python tools/measure_look.py --pictures 60 --write``. Test: ``pytest tests/tools/test_measure_look.py``
+Run: ``python tools/measure_look.py --write`` (about ten minutes). Test: ``pytest tests/tools/test_measure_look.py``
 """
 
 import argparse
@@ -35,6 +35,7 @@ from vita_ref import Vita
 from vita_ref.analysis.look import MAPS, look
 
 KINDS = ("color", "shape", "size", "where")
+TIMES = "## Size and time"  # the heading of what is not measured here
 TABLE, NUMBERS = ROOT / "tools/look.md", ROOT / "vita_ref/analysis/measured.json"
 
 
@@ -186,22 +187,24 @@ def write(report):
     for part in ("pictures", "spoken"):
         r = report[part]
         lines += ["", f"{part.capitalize()}: {r['questions']} questions, {r['right']} answered rightly. Best: {r['best']}."]
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rest = TABLE.read_text(encoding="utf-8").partition(TIMES)[2] if TABLE.exists() else ""  # which is written by hand
+    TABLE.write_text("\n".join(lines) + f"\n\n{TIMES}{rest or chr(10)}", encoding="utf-8")
     NUMBERS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv=None):
     """Entry point. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=60)
+    parser.add_argument("--pictures", type=int, default=45)
+    parser.add_argument("--spoken", type=int, default=30, help="pictures with spoken questions")
     parser.add_argument("--seed", type=int, default=701)
     parser.add_argument("--write", action="store_true", help="write tools/look.md and the numbers that pages show")
     a = parser.parse_args(argv)
     vita, report = Vita.from_pretrained(kernels="plain"), {}
-    for part, rows_of in (("pictures", picture_rows), ("spoken", spoken_rows)):
-        rows, questions = rows_of(vita, a.pictures, a.seed)
+    for part, rows_of, count in (("pictures", picture_rows, a.pictures), ("spoken", spoken_rows, a.spoken)):
+        rows, questions = rows_of(vita, count, a.seed)
         report[part] = report_of(rows, questions)
-    report["command"] = f"python tools/measure_look.py --pictures {a.pictures} --seed {a.seed}"
+    report["command"] = f"python tools/measure_look.py --pictures {a.pictures} --spoken {a.spoken} --seed {a.seed}"
     if a.write:
         write(report)
     print(json.dumps(report, indent=1))

@@ -138,15 +138,23 @@ def test_a_page_of_a_large_model_is_below_8_mb_and_says_what_it_left_out(seen):
         np.testing.assert_allclose(decoded(array), many.attention[layer], rtol=1e-3)
 
 
+def test_the_layers_whose_single_heads_are_shown_can_be_chosen(seen):
+    data = json.loads(Parsed(seen.html(layers=[3, 1])).scripts[0])
+    assert data["attention_layers"] == [1, 3]
+    np.testing.assert_array_equal(decoded(data["attention"][1]), seen.attention[3])
+    with pytest.raises(ValueError, match="layers must be numbers of 0 to 3"):
+        seen.html(layers=[4])
+
+
 def test_a_page_that_cannot_be_small_is_refused(seen, monkeypatch):
     monkeypatch.setattr(page_module, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match="explain fewer tokens or give fewer media"):
+    with pytest.raises(ValueError, match="explain fewer tokens, or give fewer layers or media"):
         page(seen)
 
 
 def test_what_the_page_says_about_trust_are_the_measured_numbers(seen):
     measured = json.loads((page_module.FOLDER / "measured.json").read_text(encoding="utf-8"))
-    data = page_data(seen)
+    data = page_data(seen, [0])
     assert data["measured"] == measured
     for part in ("pictures", "spoken"):
         assert f"{100 * measured[part]['shares']['occlusion']:.0f} %" in data["trust"]

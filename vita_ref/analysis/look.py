@@ -108,16 +108,17 @@ class Look:
             return values.mean(0)
         return values if token is None else values[token]
 
-    def html(self):
-        """The page as one string."""
+    def html(self, layers=None):
+        """The page as one string; ``layers`` are those whose single heads it shows (None: as many as fit)."""
         from .page import page
 
-        return page(self)
+        return page(self, layers)
 
-    def save(self, path):
-        """Writes the page: one file that needs no other one."""
+    def save(self, path, layers=None):
+        """Writes the page: one file that needs no other one. ``layers`` as in `html`."""
+        html = self.html(layers)
         with open(path, "w", encoding="utf-8") as file:
-            file.write(self.html())
+            file.write(html)
 
     def table(self):
         """The positions as a table for a terminal."""
@@ -175,23 +176,25 @@ def look_at(
     length = budget.count_positions(vita.config, prepared)["total"]
     tokens = default_tokens(vita.config.decoder, length) if tokens is None else tokens
     notes = left_out(vita, length + tokens) if derive else []
-    with observe(vita, tokens, keep_inputs=derive and not notes) as run:
+    kept = 0 if not derive else 1 if notes else len(vita.decoder.layers)  # occlusion needs the embeddings only
+    with observe(vita, tokens, kept) as run:
         text, ids, segments = answer(vita, prepared, sampling, answer_ids)
     notes += run.notes
     points = [length - 1 + t for t in range(len(run.passes))]
     positions = positions_of(vita, prepared, segments, run.position_ids, pictures, sounds)
     explained = ids[: len(points)]
     plan = occlusion.plan(vita, positions, pictures, sounds, len(points), passes or None, pass_seconds(run, length))
-    if progress and run.inputs[0]:
-        progress(f"{plan}; relevance: as long as {2 * len(points) + 1} passes")
+    if progress and kept:
+        relevance = f"; relevance: as long as {2 * len(points) + 1} passes" * (not notes)
+        progress(f"{'no occlusion' if passes == 0 else plan}{relevance}")
     found = arrays(vita, run, explained, length + len(points) - 1)
-    if run.inputs[0]:
+    if kept == len(vita.decoder.layers):
         found |= slow_maps(vita, run, points, explained, notes)
-        if passes != 0:
-            cover = vita, run, plan, points, explained, positions, pictures, sounds, progress
-            falls, _ = occlusion.occlude(*cover)
-            spread = occlusion.to_positions(falls, plan.units, length + len(points) - 1)
-            found |= {"falls": falls.numpy(), "occlusion": spread.numpy()}
+    if kept and passes != 0:
+        cover = vita, run, plan, points, explained, positions, pictures, sounds, progress
+        falls, _ = occlusion.occlude(*cover)
+        spread = occlusion.to_positions(falls, plan.units, length + len(points) - 1)
+        found |= {"falls": falls.numpy(), "occlusion": spread.numpy()}
     if passes == 0 and derive:
         notes.append("occlusion was turned off")
     columns = [
@@ -223,13 +226,13 @@ def default_tokens(decoder, length):
 
 
 def left_out(vita, length):
-    """Why rollout, relevance and occlusion would take too much memory, as a list; empty if they do not."""
+    """Why rollout, relevance and gradient would take too much memory, as a list; empty if they do not."""
     d, size = vita.config.decoder, vita.decoder.norm.weight.element_size()
     inputs, maps = d.num_hidden_layers * length * d.hidden_size * size, d.num_attention_heads * length**2 * 4 * COPIES
     if inputs <= INPUT_BYTES and maps <= MAP_BYTES:
         return []
     need = budget.short_number(max(inputs, maps), "B")
-    return [f"rollout, relevance and occlusion were left out: {length:,} positions would need {need} of memory for them"]
+    return [f"rollout, relevance and gradient were left out: {length:,} positions would need {need} of memory for them"]
 
 
 @torch.no_grad()

@@ -102,10 +102,11 @@ class Run:
 
 
 @contextmanager
-def observe(vita, tokens=32, keep_inputs=True):
+def observe(vita, tokens=32, keep_inputs=0):
     """Yields a `Run` that is filled while one request is answered; only the first ``tokens`` passes are kept.
 
-    Products are plain meanwhile, as in a trace. ``keep_inputs`` keeps what enters each layer, for maps that are derived.
+    Products are plain meanwhile, as in a trace. ``keep_inputs`` is the number of layers, from the first,
+    whose inputs are kept, for maps that are derived.
     """
     run, products = Run(inputs=[[] for _ in vita.decoder.layers]), vita.generation_products
     vita.generation_products = nullcontext
@@ -197,7 +198,7 @@ class DecoderHooks:
             self.add("hidden", x)
             if self.wanted and self.keep_inputs:
                 self.run.angles.append(tuple(map(copy, angles)))
-        if self.wanted and self.keep_inputs:
+        if self.wanted and number < self.keep_inputs:
             self.run.inputs[number].append(copy(x[0]))
 
     def leave(self, number, x):

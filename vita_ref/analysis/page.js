@@ -331,6 +331,9 @@ function start() {
   byId("said").textContent = data.text || "(no text)";
   byId("model").textContent = [data.model, data.forced ? "the answer was given to the model" : "", data.tokens.length < data.total_tokens ? `the first ${data.tokens.length} of ${data.total_tokens} tokens are explained` : "", data.cost, ...data.notes].filter(Boolean).join(" · ");
   byId("trust").textContent = data.trust;
+  const count = kind => `${data.positions.filter(p => p.kind === kind).length} ${kind}`, shared = data.positions.filter(p => p.shared).length;
+  byId("counts").textContent = `Positions: ${["text", "image", "audio", "answer"].map(count).join(", ")}. Position ids 0 to ${data.positions[data.positions.length - 1].position_id}, ` +
+    `${shared ? `${shared} of them shared with the position before` : "none shared"}; a single request has no padding.`;
   options(byId("map"), Object.entries(data.maps).map(([name, each]) => [name, each.label]));
   options(byId("layer"), [["mean", "mean"], ...Array.from({ length: data.layer_attention.shape[0] }, (_, i) => [i, i])]);
   options(byId("head"), [["mean", "mean"], ...Array.from({ length: data.head_norms.shape[2] }, (_, i) => [i, i])]);

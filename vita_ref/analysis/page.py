@@ -37,20 +37,27 @@ ABOUT = {
 }
 
 
-def page(look):
-    """The page of a `Look`. Raises: ValueError if it would be larger than `MAX_BYTES` whatever is left out."""
+def page(look, layers=None):
+    """The page of a `Look`; ``layers`` are those whose single heads it shows, None is as many as fit.
+
+    Raises: ValueError for a layer that is not there, or if the page would be larger than `MAX_BYTES`.
+    """
+    count = len(look.attention)
+    if layers is not None and not all(layer in range(count) for layer in layers):
+        raise ValueError(f"layers must be numbers of 0 to {count - 1}, got {layers!r:.80}")
     style, script = ((FOLDER / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src {digest(style)}; script-src {digest(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
     template = Template((FOLDER / "page.html").read_text(encoding="utf-8"))
-    for numbers in HEAD_NUMBERS:
-        html = template.substitute(csp=policy, css=style, js=script, data=safe_json(page_data(look, numbers)))
+    choices = [head_layers(look, n) for n in HEAD_NUMBERS] if layers is None else [sorted(set(layers))]
+    for chosen in choices:
+        html = template.substitute(csp=policy, css=style, js=script, data=safe_json(page_data(look, chosen)))
         if len(html.encode()) <= MAX_BYTES:
             return html
     size = len(html.encode())
-    raise ValueError(f"the page would have {size:,} bytes, more than {MAX_BYTES:,}: explain fewer tokens or give fewer media")
+    raise ValueError(f"the page would have {size:,} bytes, more than {MAX_BYTES:,}: explain fewer tokens, or give fewer layers or media")
 
 
 def digest(text):
@@ -71,11 +78,10 @@ def array(values, exact=True):
     return {"shape": list(values.shape), "type": "f4" if exact else "f2", "base64": data}
 
 
-def page_data(look, head_numbers=HEAD_NUMBERS[0]):
-    """Everything that the page shows, as values for JSON."""
+def page_data(look, layers):
+    """Everything that the page shows, as values for JSON; ``layers`` are those whose single heads are in it."""
     from .look import MAPS
 
-    layers = head_layers(look, head_numbers)
     maps = {name: getattr(look, name) for name in MAPS}
     exact = look.attention[0].size * len(look.attention) <= EXACT
     measured = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))
