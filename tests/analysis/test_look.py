@@ -150,7 +150,7 @@ def test_without_derived_maps_no_tensor_grows_with_the_square_of_the_prompt(vita
     with largest:
         seen = look_at(vita, prompt, answer_ids=ANSWER, derive=False)
     assert seen.rollout is seen.relevance is seen.occlusion is None
-    assert largest.count < 700 * 700
+    assert largest.count < 700 * 700 * 4  # a map of one head
 
 
 # ---- derived
@@ -357,3 +357,13 @@ def test_the_more_positions_the_fewer_tokens_are_explained():
     assert counts == sorted(counts, reverse=True) and counts[0] == 32 and counts[-1] == 4
     numbers = seven.num_hidden_layers * seven.num_attention_heads * 4000 * counts[-1]
     assert math.log10(numbers) < 8
+
+
+def test_a_prompt_that_is_read_in_parts_gives_the_same_look(vita, prepared, seen, monkeypatch):
+    monkeypatch.setattr(vita, "prompt_chunk", 7)
+    parts = look_at(vita, prepared, answer_ids=ANSWER, media=MEDIA, passes=3)
+    for name in ("average", "rollout", "relevance", "gradient", "norms", "lens"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(seen, name), atol=1e-4, rtol=1e-3)
+    assert [p.position_id for p in parts.positions] == [p.position_id for p in seen.positions]
+    shapes = [[stage["shape"] for stage in look.road] for look in (parts, seen)]
+    assert shapes[0] == shapes[1]

@@ -19,14 +19,12 @@ Test: ``pytest tests/analysis/test_look.py``
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from ..answer import Answer
 from ..inputs import check_inputs, split_options
-from ..masks import last_hidden
 from ..request import Request, as_request, collate
 from ..sampling import Sampling
 from . import budget, derived, occlusion, sources
@@ -179,23 +177,19 @@ def look_at(
     kept = 0 if not derive else 1 if notes else len(vita.decoder.layers)  # occlusion needs the embeddings only
     with observe(vita, tokens, kept) as run:
         text, ids, segments = answer(vita, prepared, sampling, answer_ids)
-    notes += run.notes
-    points = [length - 1 + t for t in range(len(run.passes))]
     positions = positions_of(vita, prepared, segments, run.position_ids, pictures, sounds)
+    points = [length - 1 + t for t in range(len(run.passes))]
     explained = ids[: len(points)]
-    plan = occlusion.plan(vita, positions, pictures, sounds, len(points), passes or None, pass_seconds(run, length))
+    plan = occlusion.plan(vita, positions, pictures, sounds, len(points), passes or None, pass_seconds(run))
     if progress and kept:
         relevance = f"; relevance: as long as {2 * len(points) + 1} passes" * (not notes)
         progress(f"{'no occlusion' if passes == 0 else plan}{relevance}")
     found = arrays(vita, run, explained, length + len(points) - 1)
-    if kept == len(vita.decoder.layers):
+    if kept and not notes:
         found |= slow_maps(vita, run, points, explained, notes)
     if kept and passes != 0:
-        cover = vita, run, plan, points, explained, positions, pictures, sounds, progress
-        falls, _ = occlusion.occlude(*cover)
-        spread = occlusion.to_positions(falls, plan.units, length + len(points) - 1)
-        found |= {"falls": falls.numpy(), "occlusion": spread.numpy()}
-    if passes == 0 and derive:
+        found |= covered(vita, run, plan, points, explained, positions, pictures, sounds, progress)
+    elif kept:
         notes.append("occlusion was turned off")
     columns = [
         Position(length + t, "answer", text_of(vita, token), positions[-1].position_id + 1 + t, token)
@@ -205,7 +199,7 @@ def look_at(
         question=question, text=text, tokens=[token_of(vita, *pair) for pair in zip(run.passes, explained)],
         total_tokens=len(ids), positions=positions + columns, pictures=pictures, sounds=sounds, towers=run.towers, plan=plan,
         road=road(vita, prepared, run, pictures, sounds, len(ids), prepare_seconds), model=summary(vita),
-        vision=vita.config.vision, forced=answer_ids is not None, notes=notes, **found,
+        vision=vita.config.vision, forced=answer_ids is not None, notes=notes + run.notes, **found,
     )  # fmt: skip
 
 
@@ -235,40 +229,35 @@ def left_out(vita, length):
     return [f"rollout, relevance and gradient were left out: {length:,} positions would need {need} of memory for them"]
 
 
-@torch.no_grad()
 def answer(vita, prepared, sampling, answer_ids):
-    """Runs the request: (text, ids of all new tokens, segments)."""
+    """Runs the request: (text, ids of all new tokens, segments). Raises: ValueError if the answer fails."""
+    if answer_ids is not None:
+        ids = [int(i) for i in answer_ids]
+        return vita.text(ids) if vita.tokenizer else "", ids, give(vita, prepared, ids)
+    *_, [given] = vita.answer([prepared], sampling)
+    if given.error or not given.ids:
+        raise given.error or ValueError("the answer was stopped before its first token")
+    return given.text, given.ids, given.segments
+
+
+@torch.no_grad()
+def give(vita, prepared, ids):
+    """Passes over the prompt and each given token, as generation makes them. Returns the segments of the prompt."""
     x = vita.inputs(collate([prepared]))
     check_inputs(x)
-    segments, ids = x.segments[0], []
-    if answer_ids is not None:
-        give(vita, x, [int(i) for i in answer_ids])
-        return vita.text(answer_ids) if vita.tokenizer else "", [int(i) for i in answer_ids], segments
-    stops = vita.stop_ids if sampling.eos_token_id is None else vita.eos_ids(sampling.eos_token_id)
-    written = Answer(vita.tokenizer, vita.config.template, stops, segments)
-    for step in vita.steps(x, replace(sampling, eos_token_id=stops)):
-        written.push(int(step.ids[0]), step.logits[0])
-        ids.append(int(step.ids[0]))
-    written.finish()
-    return written.text, ids, segments
-
-
-def give(vita, x, ids):
-    """Passes over the prompt and each given token, as generation makes them."""
     cache = vita.decoder.new_cache(1, x.embeds.shape[1] + len(ids))
-    embeds, mask, positions = x.embeds, x.mask, x.positions
-    for token in ids:
-        out = vita.decoder(embeds, attention_mask=mask, position_ids=positions, cache=cache)
-        vita.decoder.lm_head(last_hidden(out.last_hidden_state, mask))
-        embeds, mask, positions = vita.embed(torch.tensor([[token]], device=x.embeds.device)), None, None
+    hidden = vita.read(x, cache)
+    vita.decoder.lm_head(hidden)
+    for token in ids[:-1]:
+        embeds = vita.embed(torch.tensor([[token]], device=hidden.device))
+        vita.decoder.lm_head(vita.decoder(embeds, cache=cache).last_hidden_state[:, 0])
+    return x.segments[0]
 
 
-def pass_seconds(run, length):
-    """How long one pass of occlusion may take: what the prompt took in the towers and in the decoder."""
-    first = {}
-    for stage in run.stages:
-        first.setdefault(stage.name, stage.seconds)
-    return sum(first.values())
+def pass_seconds(run):
+    """How long a pass of occlusion may take: what the prompt took in the decoder, and one call of each tower."""
+    towers = {stage.name: stage.seconds for stage in reversed(run.stages) if stage.name not in ("decoder", "head")}
+    return sum(towers.values()) + sum(stage.seconds for stage in run.prompt_stages())
 
 
 def arrays(vita, run, ids, total):
@@ -299,6 +288,13 @@ def slow_maps(vita, run, points, ids, notes):
         with torch.no_grad():
             maps = derived.backward_maps(vita.decoder, run, points, ids, relevance=False)
     return {name: values.numpy() for name, values in maps.items()}
+
+
+def covered(vita, run, plan, points, ids, positions, pictures, sounds, progress):
+    """The falls of all units, and their map."""
+    falls, _ = occlusion.occlude(vita, run, plan, points, ids, positions, pictures, sounds, progress)
+    spread = occlusion.to_positions(falls, plan.units, len(positions) + len(points) - 1)
+    return {"falls": falls.numpy(), "occlusion": spread.numpy()}
 
 
 def token_of(vita, each, token):

@@ -92,6 +92,11 @@ class Run:
     tiles: int = 0
     sounds: int = 0
 
+    def prompt_stages(self):
+        """The decoder's passes over the prompt, and the head behind them."""
+        end = next(i for i, stage in enumerate(self.stages) if stage.name == "head")
+        return [stage for stage in self.stages[: end + 1] if stage.name in ("decoder", "head")]
+
     def layer_inputs(self, layer):
         """What entered a layer at every position so far. Shapes: -> [T, D]."""
         return torch.cat(self.inputs[layer])  # [T, D]
@@ -166,11 +171,14 @@ class DecoderHooks:
         self.handles.append(decoder.lm_head.register_forward_hook(self.keep_logits))
 
     def begin(self, decoder, args, kwargs):
-        if not self.run.passes and kwargs.get("position_ids") is not None:
-            self.run.position_ids = kwargs["position_ids"][0].tolist()
-        self.wanted = len(self.run.passes) < self.tokens
-        if self.wanted:
-            self.run.passes.append(Pass())
+        passes = self.run.passes
+        if self.wanted:  # a long prompt is read in several passes: only the last one gives a token
+            passes[-1] = Pass()
+        elif len(passes) < self.tokens:
+            self.wanted = True
+            passes.append(Pass())
+        if len(passes) == 1 and self.wanted and kwargs.get("position_ids") is not None:
+            self.run.position_ids += kwargs["position_ids"][0].tolist()
 
     def layer_hooks(self, number, layer):
         attention = layer.self_attn

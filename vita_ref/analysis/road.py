@@ -11,7 +11,8 @@ def road(vita, prepared, run, pictures, sounds, new, prepare_seconds=None):
 
     The times contain the hooks. ``new`` is the number of passes of the decoder, the one over the prompt included.
     """
-    length = next(stage.shape[1] for stage in run.stages if stage.name == "decoder")
+    *chunks, head = run.prompt_stages()
+    length = sum(stage.shape[1] for stage in chunks)
     flops = budget.count_flops(vita.config, [prepared], length, new)
     rows = []
 
@@ -32,16 +33,17 @@ def road(vita, prepared, run, pictures, sounds, new, prepare_seconds=None):
         if calls:
             shape = calls[0].shape if len(calls) == 1 else (sum(c.shape[0] for c in calls), *calls[0].shape[1:])
             add(name, shape, sum(c.nbytes for c in calls), flops[stage], sum(c.seconds for c in calls))
-    passes = [stage for stage in run.stages if stage.name == "decoder"]
-    heads = [stage for stage in run.stages if stage.name == "head"]
-    add("splice: rows of text, pictures and sounds", passes[0].shape_in, passes[0].nbytes)
-    seconds = passes[0].seconds + heads[0].seconds
-    add("decoder over the prompt, and the head", passes[0].shape, passes[0].nbytes, flops["prefill"], seconds)
+    later = [stage for stage in run.stages if stage.name in ("decoder", "head")][len(chunks) + 1 :]
+    shape, nbytes = (1, length, chunks[0].shape[2]), sum(stage.nbytes for stage in chunks)
+    add("splice: rows of text, pictures and sounds", shape, nbytes)
+    seconds = sum(stage.seconds for stage in (*chunks, head))
+    add("decoder over the prompt, and the head", shape, nbytes, flops["prefill"], seconds)
     cache = budget.cache_elements(vita.config.decoder, 1, length) * vita.decoder.norm.weight.element_size()
     d = vita.config.decoder
     add("KV cache of the prompt", (d.num_hidden_layers, 2, d.num_key_value_heads, length, d.head_dim), cache)
-    if len(passes) > 1:
-        seconds = sum(stage.seconds for stage in passes[1:] + heads[1:])
-        add(f"{len(passes) - 1} more tokens, one pass each", passes[1].shape, passes[1].nbytes, flops["decode"], seconds)
+    steps = [stage for stage in later if stage.name == "decoder"]
+    if steps:
+        seconds = sum(stage.seconds for stage in later)
+        add(f"{len(steps)} more tokens, one pass each", steps[0].shape, steps[0].nbytes, flops["decode"], seconds)
     return rows
 

@@ -5,8 +5,6 @@ Test: ``pytest tests/cli/test_page_flags.py``
 
 import sys
 
-import torch
-
 from ..analysis.look import look_at_request
 from .flags import sampling_options
 from .output import complete_file
@@ -15,7 +13,7 @@ from .terminal import watched
 
 def show_look(vita, requests, load_seconds, args):
     """Answers the request, prints the answer (after the table, with --explain), and writes the page."""
-    options = vars(sampling_options(args, seeded(vita, args.seed)))
+    options = vars(sampling_options(args))
     look = look_at_request(vita, requests[0], tokens=args.page_tokens, passes=args.page_passes, derive=bool(args.page),
                            progress=reporter() if watched(args) else None, **options)  # fmt: skip
     if args.explain:
@@ -26,11 +24,6 @@ def show_look(vita, requests, load_seconds, args):
             look.save(file)
     if watched(args):
         print(f"load_s {load_seconds:.4f}, {len(look.positions)} positions, {look.plan}", file=sys.stderr)
-
-
-def seeded(vita, seed):
-    """The generator of --seed, None without it."""
-    return None if seed is None else torch.Generator(vita.decoder.norm.weight.device).manual_seed(seed)
 
 
 def reporter():
