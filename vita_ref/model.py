@@ -307,6 +307,12 @@ class Vita(nn.Module):
         candidates = (options.pad_token_id, self.config.pad_token_id, *self.eos_ids(options.eos_token_id), 0)
         return next(i for i in candidates if i is not None)
 
+    def look(self, text=None, images=(), audios=(), video=None, **options):
+        """What an answer was made of, as arrays by name; ``.save("a.html")`` writes a page. See `vita_ref.analysis.look`."""
+        from .analysis.look import look
+
+        return look(self, text, images, audios, video, **options)
+
     # ---- speech
 
     def speak(self, text, **options):
