@@ -35,6 +35,7 @@ READING = {  # the files that a learner reads: each imports files further up in 
     "answer": {"prompt"},
     "speech": {"sampling"},
     "loading": {"speech"},
+    "saving": {"config", "loading"},
     "model": {"answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "vision"},
     "generate": {"model"},
     "__init__": {"cache", "config", "model", "splice"},
@@ -44,7 +45,7 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "checks": {"cache", "files"},
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
-    "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
+    "analysis": {"audio", "config", "files", "loading", "model", "request", "scale", "speech"},
     "cli": {"analysis", "checks", "files", "loading", "request", "sampling", "scale"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
@@ -56,6 +57,7 @@ USES = {  # the sub-packages that a reading file imports at its top
     "loading": {"files"},
     "model": {"checks"},
     "request": {"checks", "files"},
+    "saving": {"files"},
     "sampling": {"files"},
     "speech": {"files", "voice"},
     "video": {"files"},
@@ -63,7 +65,7 @@ USES = {  # the sub-packages that a reading file imports at its top
 USES_WHEN_CALLED = {  # what is imported inside a function, so that a request that does not need it does not load it
     "fields": {"files"},
     "loading": {"scale"},
-    "model": {"loading", "voice"},
+    "model": {"loading", "saving", "voice"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
 WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}

@@ -22,14 +22,7 @@ from .checks.batch import check_cache
 from .checks.media import check_pixels, check_sounds
 from .checks.rows import finite_logits, new_token_room, prepare_rows
 from .decoder import Decoder, next_token_loss
-from .inputs import (
-    Batch,
-    Step,
-    VitaOutput,
-    check_inputs,
-    decoder_inputs,
-    split_options,
-)
+from .inputs import Batch, Step, VitaOutput, check_inputs, decoder_inputs, split_options
 from .masks import last_hidden
 from .prompt import TEMPLATES
 from .request import (
@@ -57,6 +50,7 @@ class Vita(nn.Module):
         self.projector = Projector(config.vision.feature_size, width) if config.vision else None
         self.audio = AudioEncoder(config.audio, width) if config.audio else None
         self.speech = None
+        self.folder = self.speech_folder = None  # where loading found the weights
         self.generation_products = contextlib.nullcontext  # loading may choose faster products for generation
 
     @classmethod
@@ -68,6 +62,12 @@ class Vita(nn.Module):
         from .loading import load_vita
 
         return load_vita(cls, folder, dtype, device, quantize, **options)
+
+    def save_pretrained(self, folder):
+        """Writes a folder of this project's own kind, tokenizer included. Raises: ValueError if it is not empty."""
+        from .saving import save_vita
+
+        save_vita(self, folder)
 
     # ---- images and sounds to features
 
@@ -185,7 +185,8 @@ class Vita(nn.Module):
         batch, sampling = Batch(input_ids, **fields), Sampling(max_new_tokens=max_new_tokens, **options).check()
         if include_prompt and not isinstance(input_ids, torch.Tensor):
             raise ValueError("include_prompt needs input_ids as one tensor [B, S]")
-        x = self.inputs(batch, finite=sampling.errors == "raise")
+        with self.generation_products():
+            x = self.inputs(batch, finite=sampling.errors == "raise")
         check_inputs(x)
         new, errors = [], {}
         for step in self.steps(x, sampling, errors):
@@ -198,7 +199,8 @@ class Vita(nn.Module):
     @torch.inference_mode()
     def answer(self, prepared, options):
         """Answers prepared requests together: yields their `Answer` objects after every step, and once at the end."""
-        x, errors = self.inputs(collate(prepared)), {}
+        with self.generation_products():
+            x, errors = self.inputs(collate(prepared)), {}
         check_inputs(x)
         stops = self.stop_ids if options.eos_token_id is None else self.eos_ids(options.eos_token_id)
         options = replace(options, eos_token_id=stops)

@@ -74,7 +74,7 @@ def parser():
     p.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeated tokens are less likely (default: 1)")
     p.add_argument("--seed", type=int, help="seed of the sampling (default: a new one each time)")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
-    p.add_argument("--quantize", choices=["int8"], help="weight-only quantization")
+    p.add_argument("--quantize", choices=["int8", "int4"], help="weight-only quantization of the decoder's matrices")
     p.add_argument("--kernels", choices=["auto", "plain", "fast"], default="auto",
                    help="plain: torch's products; fast: those chosen for this processor class (default: auto)")  # fmt: skip
     p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for long prompts and --batch")

@@ -31,7 +31,8 @@ _MAPPED = 2**26  # bytes copied through one map
 _PAGE = 4096  # bytes: reading one byte of a page loads the whole page
 _BLOCK = 2**24  # numbers that are compared or checked at once
 _FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes in a header that weights may have
-_COUNTERS = ("I64", "I32")  # and those that the counter of a batch norm may have
+_OTHERS = {torch.long: ("I64", "I32"), torch.int8: ("I8",), torch.uint8: ("U8",)}  # counters, and quantised weights
+_STEPS = "weight_scale"  # of quantised weights: they keep their dtype
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _NOT_WEIGHTS = "rotary_emb.inv_freq"  # a table that old checkpoints store; it follows from the config
 
@@ -156,7 +157,7 @@ def check_fits(module, table, files, ignored=()):
     unread = {n for n in files if n.startswith(tuple(ignored)) or n.endswith(_NOT_WEIGHTS)}
     surplus = [n for n in files if n not in names and n not in unread]
     misshapen = [n for n in names if n in files and stored[n] != expected[n]]
-    kinds = {n: _COUNTERS if state[own].dtype == torch.long else _FLOATS for n, own in names.items()}
+    kinds = {n: _OTHERS.get(state[own].dtype, _FLOATS) for n, own in names.items()}
     other = [n for n in names if n in files and dtypes[n] not in kinds[n]]
     faults = {
         "missing": [f"{n} {expected[n]} (expected in {places})" for n in names if n not in files],
@@ -214,7 +215,7 @@ def load_weights(
     """
 
     def stays_mapped(stored):
-        return mmap and stored.is_floating_point() and dtype in (None, stored.dtype)
+        return mmap and (dtype in (None, stored.dtype) if stored.is_floating_point() else stored.dtype == torch.int8)
 
     names = check_fits(module, table, files, ignored)
     wanted = [name for name in files if name in names]
@@ -228,8 +229,9 @@ def load_weights(
                 stored.flatten()[:: _PAGE // stored.itemsize].sum()
             if part is not None:
                 stored = part(names[name], stored)
-            to = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
             path, _, leaf = names[name].rpartition(".")
+            keeps = dtype is None or not stored.is_floating_point() or leaf == _STEPS
+            to = stored.dtype if keeps else dtype
             assign(module.get_submodule(path), leaf, stored.to(device, to, copy=not mapped))
             del stored  # a reference would keep this map open while the next one is read
             done += 1
