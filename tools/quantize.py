@@ -118,13 +118,14 @@ def parser():
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of what is not quantised (default: the checkpoint's)")
     p.add_argument("--vision-dir", help="folder of the vision tower's config, for VITA-1.5")
     p.add_argument("--audio-dir", help="folder of the audio encoder's config, for VITA-1.5")
+    p.add_argument("--verbose", action="store_true", help="print progress even if standard error is no terminal")
     return p
 
 
 def run(a):
     start = time.perf_counter()
     progress = None
-    if sys.stderr.isatty():
+    if a.verbose or sys.stderr.isatty():
 
         def progress(done, total):
             print(f"\r{done} of {total} tensors", end="\n" if done == total else "", file=sys.stderr, flush=True)
