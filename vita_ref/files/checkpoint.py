@@ -232,7 +232,8 @@ def load_weights(
             path, _, leaf = names[name].rpartition(".")
             keeps = dtype is None or not stored.is_floating_point() or leaf == _STEPS
             to = stored.dtype if keeps else dtype
-            assign(module.get_submodule(path), leaf, stored.to(device, to, copy=not mapped))
+            copy = not mapped and stored.dtype != torch.uint8  # four-bit weights are reordered, which copies them
+            assign(module.get_submodule(path), leaf, stored.to(device, to, copy=copy))
             del stored  # a reference would keep this map open while the next one is read
             done += 1
             if progress:
@@ -244,15 +245,19 @@ def read_tensors(file, names, stays_mapped):
     """Yields the name and tensor of each of ``names`` in a file, in the memory-mapped file.
 
     Unless ``stays_mapped(tensor)``, a tensor must be copied before the next one is taken: only then can its map be
-    closed.
+    closed. Such tensors and those that stay mapped are read through different maps. Integers come first.
     """
-    names = list(names)
+    with safe_open(file, framework="pt") as opened:
+        names = sorted(names, key=lambda name: opened.get_slice(name).get_dtype() in _FLOATS)
     while names:
-        copied = 0
+        copied = mapped = 0
         with safe_open(file, framework="pt") as opened:
             while names and copied < _MAPPED:
-                name = names.pop(0)
-                stored = opened.get_tensor(name)
-                copied += 0 if stays_mapped(stored) else stored.nbytes
-                yield name, stored
+                stored = opened.get_tensor(names[0])
+                stays = stays_mapped(stored)
+                if copied and stays or mapped and not stays:
+                    del stored
+                    break
+                copied, mapped = (copied, mapped + 1) if stays else (copied + stored.nbytes, mapped)
+                yield names.pop(0), stored
                 del stored

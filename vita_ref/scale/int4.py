@@ -27,7 +27,7 @@ from .products import block_dtype
 
 GROUP = 32  # inputs
 RANGES = (1.0, 0.95, 0.9, 0.85, 0.8)  # parts of a group's range that are tried
-ROWS = 512  # quantised or reordered at a time
+ROWS = 256  # quantised or reordered at a time
 MOST_ROWS = 32  # of x that torch's kernel multiplies; the plain path is faster for more
 
 
@@ -108,7 +108,9 @@ def pack(nibbles, half):
     packed = nibbles.new_empty(-(-outputs // size), pairs, 2, half)
     for start in range(0, outputs, ROWS):
         rows = nibbles[start : start + ROWS]
-        rows = F.pad(rows, (0, 0, 0, -len(rows) % size)).view(-1, 2, half, pairs)  # [blocks, 2, half, pairs]
+        if len(rows) % size:
+            rows = F.pad(rows, (0, 0, 0, -len(rows) % size))  # [blocks*2*half, pairs]
+        rows = rows.view(-1, 2, half, pairs)  # [blocks, 2, half, pairs]
         first, second = rows[:, 0], rows[:, 1]
         here = packed[start // size : start // size + len(rows)]  # [blocks, pairs, 2, half]
         here[:, :, 0] = ((first & 15) | (second << 4)).mT
@@ -203,12 +205,13 @@ class Int4Linear(nn.Module):
     def set_nibbles(self, nibbles):
         """Takes nibbles in row order; on a processor with torch's kernel they are kept in its order."""
         half = kernel_half() if nibbles.device.type == "cpu" and 32 <= self.group <= 256 else None
-        self.weight = nibbles if half is None else pack(nibbles, half)
+        self.weight = nibbles.clone() if half is None else pack(nibbles, half)  # not in the file that they come from
 
     def set_scale(self, scale):
         """Takes steps and middles, filled up to whole blocks where the nibbles will be in the kernel's order."""
         half = kernel_half() if scale.device.type == "cpu" and 32 <= self.group <= 256 else None
-        self.weight_scale = scale if half is None else F.pad(scale, (0, 0, 0, -self.outputs % (2 * half)))
+        missing = 0 if half is None else -self.outputs % (2 * half)
+        self.weight_scale = F.pad(scale, (0, 0, 0, missing)) if missing else scale
 
     def stored_tensors(self):
         """The tensors of a quantised folder: row order, without filling."""
