@@ -129,26 +129,28 @@ def unpack(packed, outputs):
     return nibbles.flatten(0, 1)[:outputs]
 
 
+def _signed(nibbles):
+    """The low and the high halves of bytes, minus 8, as int8."""
+    return ((nibbles & 15) - 8).view(torch.int8), ((nibbles >> 4) - 8).view(torch.int8)
+
+
 def _rows(nibbles, scale, block):
     """Nibbles in row order as numbers. Shapes: [n, inputs / 2], scale [groups, n, 2], a block -> [n, inputs]."""
     pairs = block.view(len(nibbles), -1, 2)  # [n, inputs/2, 2]
-    pairs[..., 0] = nibbles & 15
-    pairs[..., 1] = nibbles >> 4
-    values, pair = (block.view(len(nibbles), len(scale), -1), scale.transpose(0, 1).to(block.dtype))  # [n, groups, ...]
-    values.sub_(8).mul_(pair[..., :1]).add_(pair[..., 1:])
-    return values.view(len(nibbles), -1)
+    pairs[..., 0], pairs[..., 1] = _signed(nibbles)
+    values = block.view(len(nibbles), len(scale), -1)  # [n, groups, group]
+    step, middle = (scale[:, :, i].T[..., None].to(block.dtype) for i in (0, 1))  # [n, groups, 1]
+    return torch.addcmul(middle, values, step, out=values).view(len(nibbles), -1)  # [n, inputs]
 
 
 def _columns(packed, scale, block):
     """Nibbles in kernel order as numbers. Shapes: [blocks, inputs, half], scale [groups, n, 2], a block -> [n, inputs]."""
     count, inputs, half = packed.shape
-    ordered = packed.transpose(0, 1)  # [inputs, blocks, half]
-    halves = block.view(inputs, count, 2, half)
-    halves[:, :, 0] = ordered & 15
-    halves[:, :, 1] = ordered >> 4
-    values, pair = (block.view(len(scale), -1, count * 2 * half), scale[:, None].to(block.dtype))  # [groups, ..., n]
-    values.sub_(8).mul_(pair[..., 0]).add_(pair[..., 1])
-    return values.view(inputs, -1).T
+    halves = block.view(inputs, count, 2, half)  # [inputs, blocks, 2, half]
+    halves[:, :, 0], halves[:, :, 1] = _signed(packed.transpose(0, 1))
+    values = block.view(len(scale), -1, count * 2 * half)  # [groups, group, n]
+    step, middle = (scale[:, None, :, i].to(block.dtype) for i in (0, 1))  # [groups, 1, n]
+    return torch.addcmul(middle, values, step, out=values).view(inputs, -1).T  # [n, inputs]
 
 
 # ---- the product
@@ -162,7 +164,9 @@ def int4_linear(x, weight, scale, outputs, bias=None):
     """
     packed = weight.dim() == 3
     width = weight.shape[1] if packed else 2 * weight.shape[1]
-    rows = F.pad(x.reshape(-1, x.shape[-1]), (0, width - x.shape[-1]))  # [rows, inputs]
+    rows = x.reshape(-1, x.shape[-1])  # [rows, inputs]
+    if width > rows.shape[1]:
+        rows = F.pad(rows, (0, width - rows.shape[1]))  # [rows, inputs]
     learns = torch.is_grad_enabled() and x.requires_grad  # the kernel gives no gradient
     if packed and x.dtype == torch.bfloat16 and 0 < len(rows) <= MOST_ROWS and not learns:
         flat = weight.view(scale.shape[1], width // 2)  # the shape that the kernel expects, in its own order
