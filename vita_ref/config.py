@@ -251,6 +251,20 @@ class CodecConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """How the matrices of a decoder are stored, if they are quantised (see ``scale/int8.py`` and ``scale/int4.py``)."""
+
+    method: Literal["int8", "int4"]
+    group_size: Annotated[int, 2, 1024] | None = None  # inputs that share a step, of int4
+    weight_error: Annotated[float, 0, 1e6] | None = None  # measured: root of the mean squared error over that of the weights
+
+    def __post_init__(self):
+        check_fields(self)
+        if (self.method == "int4") == (self.group_size is None) or (self.group_size or 0) % 2:
+            raise ValueError(f"group_size must be an even number for int4 and null for int8, got {self.group_size}")
+
+
+@dataclass(frozen=True)
 class VitaConfig:
     """The parts of a ``Vita`` model (None if the model does not have the part), and the options of its checkpoint."""
 
@@ -272,6 +286,7 @@ class VitaConfig:
     template: Literal["chatml", "vita", "demo", "internvl", "internvl2_5", "Hermes-2"] = "chatml"  # see `TEMPLATES`
     default_system: str | None = None  # the system text of a request without one; None: that of the chat template
     dtype: Literal[DTYPES] = "float32"
+    quantization: QuantizationConfig | None = None  # of the stored weights
     missing: dict = field(default_factory=dict)  # "vision" or "audio" -> why the part could not be read
 
     def __post_init__(self):

@@ -220,7 +220,7 @@ class Events:
         while True:
             try:
                 event = await asyncio.wait_for(self._queue.get(), seconds)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 yield None
                 continue
             yield event
