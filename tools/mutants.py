@@ -106,6 +106,11 @@ BUGS = [
     Mutant("height and width swapped in the shuffle", "vision.py",
            "return x.transpose(2, 3).flatten(3)", "return x.permute(0, 1, 3, 4, 2, 5).flatten(3)", SPLICES),
     Mutant("the last patch dropped for the class token", "vision.py", "x = x[:, 1:]", "x = x[:, :-1]", SPLICES),
+    Mutant("another eps in the norm of InternVL's projector", "vision.py",
+           "nn.LayerNorm(feature_size)", "nn.LayerNorm(feature_size, eps=0.1)", "test_internvl.py"),
+    Mutant("q and k not normalised in Qwen3", "decoder.py",
+           "q, k = self.q_norm(q), self.k_norm(k)", "q = self.q_norm(q)",
+           "test_decoder.py::test_qwen3_normalises_each_head_of_q_and_k_before_the_rotation"),
     # ---- the model
     Mutant("sounds keep their padding", "inputs.py",
            "(e[: audio_token_count(len(bank)) + prompts] for", "(e for", "test_batches.py"),
@@ -125,6 +130,8 @@ BUGS = [
            "copied, names = copied + stored.nbytes, names[copied + stored.nbytes >= _MAPPED :]",
            "files/test_checkpoint.py"),
     Mutant("weights stay mapped without mmap", "files/checkpoint.py", "return mmap and", "return", "files/test_checkpoint.py"),
+    Mutant("q and k swapped where the rows of three tensors are joined", "files/names.py",
+           'for x in "qkv")', 'for x in "kqv")', "test_internvl.py"),
     # ---- scale
     Mutant("halves of a product in the wrong order", "scale/products.py",
            "return pair.flatten(0, 1)", "return pair.flip(0).flatten(0, 1)", "scale/test_products.py"),

@@ -140,7 +140,7 @@ class Conversation:
     def _start(self, messages, progress, options):
         request, sampling = turn_options({**self.options, **options})
         prompt = {"raw": request.get("raw", False), "system": request.get("system", self.system)}
-        elements, dropped = self._fit(messages, sampling.max_new_tokens, prompt)
+        elements, dropped = self.fit(messages, sampling.max_new_tokens, prompt)
         used = {part for message in messages for part in message.parts}
         unused = [key for key, medium in self._media.items() if medium not in used]
         for key in unused[:-MOST_UNUSED]:
@@ -149,7 +149,7 @@ class Conversation:
         self._stream = Stream(lambda o: self._turn(messages, elements, o, control, notes), sampling, control, notes)
         return self._stream
 
-    def _fit(self, messages, new, prompt):
+    def fit(self, messages, new, prompt):
         """The prompt as elements, an id or a `Medium` each, and the oldest messages that were dropped so that it fits."""
         kept, dropped = without_noise(messages, TEMPLATES[self.vita.config.template].states), []
         if self.overflow == "drop_oldest" and new is None:
