@@ -45,7 +45,7 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
     "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
-    "cli": {"analysis", "checks", "files", "loading", "request", "sampling", "scale"},
+    "cli": {"analysis", "checks", "files", "loading", "request", "sampling", "scale", "voice"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
     "answer": {"files"},
