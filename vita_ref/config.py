@@ -183,9 +183,8 @@ class AudioConfig:
                 f"hidden_size of the audio encoder ({self.hidden_size}) must be even and a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})"
             )
-        for name, least in (("frame_length", 2), ("frame_shift", 1)):
-            if int(self.sample_rate * getattr(self, name) / 1000) < least:
-                raise ValueError(f"{name} ({getattr(self, name)} ms) is too short at {self.sample_rate} Hz")
+        if int(self.sample_rate * self.frame_length / 1000) < 2:
+            raise ValueError(f"frame_length ({self.frame_length} ms) is too short at {self.sample_rate} Hz")
 
 
 @dataclass(frozen=True)
