@@ -25,6 +25,8 @@ from test_model import (
     tiny_vita,
 )
 
+from vita_ref.inputs import audio_features
+
 few = settings(max_examples=15, deadline=None)
 sides = st.sampled_from(["left", "right"])
 MODELS = {side: tiny_vita(tokenizer_padding_side=side) for side in ("left", "right")}
@@ -134,7 +136,7 @@ def test_sounds_of_different_lengths_give_in_a_batch_what_each_gives_alone():
     got = MODEL.encode_audios(padded, [len(s) for s in sounds])
     for sound, embeds, n in zip(sounds, got.embeds, got.lengths.tolist()):
         torch.testing.assert_close(embeds[:n], MODEL.encode_audios(sound[None], [len(sound)]).embeds[0], **CLOSE)
-    rows = MODEL.audio_features({"audios": sounds})
+    rows = audio_features(MODEL, {"audios": sounds})
     assert [len(r) for r in rows] == got.lengths.tolist() == [1, 5, 2, 3, 4]
 
 

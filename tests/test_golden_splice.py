@@ -14,6 +14,7 @@ from conftest import GOLDEN, case
 from safetensors.torch import load_file, save_file
 
 from vita_ref import Vita, splice
+from vita_ref.inputs import audio_features, image_features
 from vita_ref.splice import shared_position_ids
 
 CLOSE = {"atol": 5e-5, "rtol": 0}
@@ -78,8 +79,8 @@ def test_the_splice_is_upstreams(name, vita, request):
     got = splice(
         t["input_ids"],
         model.embed,
-        model.image_features(images(t)),
-        model.audio_features(sounds(t)),
+        image_features(model, images(t)),
+        audio_features(model, sounds(t)),
         t.get("in_attention_mask"),
         t.get("in_labels"),
         image_token=IMAGE,

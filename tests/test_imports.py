@@ -30,15 +30,12 @@ READING = {  # the files that a learner reads: each imports files further up in 
     "audio": set(),
     "splice": set(),
     "prompt": set(),
-    "inputs": {"cache", "masks", "splice"},
+    "inputs": {"audio", "cache", "masks", "splice", "video"},
     "request": {"audio", "fbank", "image", "inputs", "prompt", "splice", "video"},
     "answer": {"prompt"},
     "speech": {"sampling"},
     "loading": {"speech"},
-    "model": {
-        *("answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "splice"),
-        *("video", "vision"),
-    },
+    "model": {"answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "vision"},
     "generate": {"model"},
     "__init__": {"cache", "config", "model", "splice"},
 }

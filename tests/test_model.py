@@ -465,7 +465,7 @@ def test_a_request_is_spliced_once_and_each_tile_sound_and_position_is_computed_
         vita.audio.register_forward_pre_hook(lambda module, inputs: sounds.extend(inputs[0])),
         vita.decoder.register_forward_pre_hook(lambda module, inputs: positions.append(inputs[0].shape[1])),
     ]
-    with patch("vita_ref.model.splice", wraps=splice) as calls:
+    with patch("vita_ref.inputs.splice", wraps=splice) as calls:
         vita.respond_batch([QUESTION], max_new_tokens=5, eos_token_id=())
     for hook in hooks:
         hook.remove()

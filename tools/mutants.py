@@ -107,7 +107,7 @@ BUGS = [
            "return x.transpose(2, 3).flatten(3)", "return x.permute(0, 1, 3, 4, 2, 5).flatten(3)", SPLICES),
     Mutant("the last patch dropped for the class token", "vision.py", "x = x[:, 1:]", "x = x[:, :-1]", SPLICES),
     # ---- the model
-    Mutant("sounds keep their padding", "model.py",
+    Mutant("sounds keep their padding", "inputs.py",
            "(e[: audio_token_count(len(bank)) + prompts] for", "(e for", "test_batches.py"),
     Mutant("the first token comes from the last column", "model.py",
            "last_hidden(out.last_hidden_state, mask)", "out.last_hidden_state[:, -1]", "test_batches.py"),

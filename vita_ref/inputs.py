@@ -1,6 +1,9 @@
-"""The arguments of a forward pass, declared once, and its results.
+"""The arguments of a forward pass, declared once, how they become inputs of the decoder, and its results.
 
-B batch rows, S new positions, D decoder width, V vocabulary.
+    Batch -> features of images and sounds -> splice -> Inputs
+
+B batch rows, S new positions, D decoder width, V vocabulary, N images or sounds, I, A positions of one, J frames, M mel
+bins; n ids of a row.
 
 Test: ``pytest tests/test_model.py``
 """
@@ -10,13 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
+from .audio import audio_token_count
 from .cache import KVCache
-from .checks.batch import check_audios, check_labels
+from .checks.batch import check_audios, check_batch, check_labels, check_sf_masks
 from .checks.media import check_finite, is_length
 from .files.messages import shown
 from .masks import new_columns
-from .splice import count_message
+from .splice import count_message, splice
+from .video import slow_fast
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,75 @@ class Step(NamedTuple):
     ids: torch.Tensor
     logits: torch.Tensor
     ended: torch.Tensor
+
+
+# ---- from a batch to the decoder's inputs
+
+
+def decoder_inputs(vita, batch, cache=None, finite=True):
+    """A `Batch` as inputs of the decoder: text is embedded, media are encoded and spliced in.
+
+    Raises: ValueError as `check_batch`; NaN and infinity are accepted without ``finite``.
+    """
+    batch = check_batch(batch, vita.config, vita.decoder.norm.weight, finite)
+    if batch.inputs_embeds is not None:
+        return Inputs(batch.inputs_embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
+    if not batch.has_media:
+        embeds = vita.embed(text_ids(batch, vita.config, cache))  # [B, S, D]
+        return Inputs(embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
+    mask = batch.attention_mask
+    if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
+        mask = mask[:, -batch.input_ids.shape[1] :]  # [B, n]; it may cover the cached columns too
+    features = image_features(vita, batch.images, batch.sf_masks), audio_features(vita, batch.audios, finite)
+    c, states = vita.config, None if batch.audios is None else batch.audios.get("state_labels")
+    spliced = splice(
+        batch.input_ids, vita.embed, *features, mask, batch.labels,
+        image_token=c.image_token_index, audio_token=c.audio_token_index,
+        padding_side=c.tokenizer_padding_side, max_length=c.tokenizer_model_max_length,
+        shared_v_pid_stride=batch.shared_v_pid_stride, state_labels=states,
+    )  # fmt: skip
+    positions = spliced.position_ids  # [B, S]
+    if cache is not None:
+        positions = positions + cache.next_positions[:, None] * spliced.attention_mask  # [B, S]
+    return Inputs(spliced.inputs_embeds, spliced.attention_mask, positions, spliced.labels, spliced.segments, batch)
+
+
+def image_features(vita, images, sf_masks=None):
+    """Features [I_i, D] for each placeholder: of a row of a tensor, or of all tiles of a list's entry."""
+    if images is None:
+        return []
+    tiles = [x if x.dim() == 4 else x[None] for x in images]
+    if len({t.shape[1:] for t in tiles}) == 1:
+        encoded = vita.encode_images(torch.cat(tiles), checked=True).split([len(t) for t in tiles])
+    else:
+        encoded = [vita.encode_images(t, checked=True) for t in tiles]
+    features = [x.flatten(0, 1) for x in encoded]  # each [I_i, D]
+    if sf_masks is None:
+        return features
+    check_sf_masks(sf_masks, tiles)
+    return slow_fast(features, sf_masks)
+
+
+def audio_features(vita, audios, finite=True):
+    """Features [A_i, D] of each sound.
+
+    ``audios`` is a dict: "audios", filter banks [N, J, M], embeddings [N, A, D] or a list of such rows; "lengths"
+    [N], how many rows are real; "lengths_for_llm" [N], how many positions to keep (if there are fewer, all
+    are kept); "kind", "fbank" or "embeds" if the width does not tell; "state_labels" [N], see `splice`.
+    Raises: ValueError if a length, the kind or a width does not match.
+    """
+    if audios is None:
+        return []
+    rows, kept, is_bank = audio_rows(audios, vita.config, finite)
+    banks, encoded, prompts = [row for row, bank in zip(rows, is_bank) if bank], iter(()), 0
+    if banks:
+        padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, J, M]
+        embeds = vita.encode_audios(padded, [len(bank) for bank in banks], checked=True).embeds  # [N, A, D]
+        prompts = vita.config.audio.num_prompts
+        encoded = (e[: audio_token_count(len(bank)) + prompts] for e, bank in zip(embeds, banks))
+    features = [next(encoded) if bank else row for row, bank in zip(rows, is_bank)]
+    ends = [None if n is None else n + prompts * bank for n, bank in zip(kept, is_bank)]
+    return [f[:end] for f, end in zip(features, ends)]
 
 
 def text_ids(batch, config, cache=None):

@@ -17,20 +17,18 @@ import torch
 from torch import nn
 
 from .answer import Answer, drop_unknown_ids
-from .audio import AudioEncoder, audio_token_count
-from .checks.batch import check_batch, check_cache, check_sf_masks
+from .audio import AudioEncoder
+from .checks.batch import check_cache
 from .checks.media import check_pixels, check_sounds
 from .checks.rows import finite_logits, new_token_room, prepare_rows
 from .decoder import Decoder, next_token_loss
 from .inputs import (
     Batch,
-    Inputs,
     Step,
     VitaOutput,
-    audio_rows,
     check_inputs,
+    decoder_inputs,
     split_options,
-    text_ids,
 )
 from .masks import last_hidden
 from .prompt import TEMPLATES
@@ -44,8 +42,6 @@ from .request import (
     prepare_request,
 )
 from .sampling import Sampling, repetition_penalty, row_generators, sample, seen_tokens
-from .splice import splice
-from .video import slow_fast
 from .vision import Projector, VisionTower
 
 
@@ -99,70 +95,11 @@ class Vita(nn.Module):
         like = self.decoder.norm.weight
         return self.audio(fbank.to(like.device, like.dtype), lengths)
 
-    def image_features(self, images, sf_masks=None):
-        """Features [I_i, D] for each placeholder: of a row of a tensor, or of all tiles of a list's entry."""
-        if images is None:
-            return []
-        tiles = [x if x.dim() == 4 else x[None] for x in images]
-        if len({t.shape[1:] for t in tiles}) == 1:
-            encoded = self.encode_images(torch.cat(tiles), checked=True).split([len(t) for t in tiles])
-        else:
-            encoded = [self.encode_images(t, checked=True) for t in tiles]
-        features = [x.flatten(0, 1) for x in encoded]  # each [I_i, D]
-        if sf_masks is None:
-            return features
-        check_sf_masks(sf_masks, tiles)
-        return slow_fast(features, sf_masks)
-
-    def audio_features(self, audios, finite=True):
-        """Features [A_i, D] of each sound.
-
-        ``audios`` is a dict: "audios", filter banks [N, J, M], embeddings [N, A, D] or a list of such rows; "lengths"
-        [N], how many rows are real; "lengths_for_llm" [N], how many positions to keep (if there are fewer, all
-        are kept); "kind", "fbank" or "embeds" if the width does not tell; "state_labels" [N], see `splice`.
-        Raises: ValueError if a length, the kind or a width does not match.
-        """
-        if audios is None:
-            return []
-        rows, kept, is_bank = audio_rows(audios, self.config, finite)
-        banks, encoded, prompts = [row for row, bank in zip(rows, is_bank) if bank], iter(()), 0
-        if banks:
-            padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, J, M]
-            embeds = self.encode_audios(padded, [len(bank) for bank in banks], checked=True).embeds  # [N, A, D]
-            prompts = self.config.audio.num_prompts
-            encoded = (e[: audio_token_count(len(bank)) + prompts] for e, bank in zip(embeds, banks))
-        features = [next(encoded) if bank else row for row, bank in zip(rows, is_bank)]
-        ends = [None if n is None else n + prompts * bank for n, bank in zip(kept, is_bank)]
-        return [f[:end] for f, end in zip(features, ends)]
-
     # ---- one pass
 
     def inputs(self, batch, cache=None, finite=True):
-        """A `Batch` as inputs of the decoder: text is embedded, media are encoded and spliced in.
-
-        Raises: ValueError as `check_batch`; NaN and infinity are accepted without ``finite``.
-        """
-        batch = check_batch(batch, self.config, self.decoder.norm.weight, finite)
-        if batch.inputs_embeds is not None:
-            return Inputs(batch.inputs_embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
-        if not batch.has_media:
-            embeds = self.embed(text_ids(batch, self.config, cache))  # [B, S, D]
-            return Inputs(embeds, batch.attention_mask, batch.position_ids, batch.labels, None, batch)
-        mask = batch.attention_mask
-        if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
-            mask = mask[:, -batch.input_ids.shape[1] :]  # [B, n]; it may cover the cached columns too
-        features = self.image_features(batch.images, batch.sf_masks), self.audio_features(batch.audios, finite)
-        c, states = self.config, None if batch.audios is None else batch.audios.get("state_labels")
-        spliced = splice(
-            batch.input_ids, self.embed, *features, mask, batch.labels,
-            image_token=c.image_token_index, audio_token=c.audio_token_index,
-            padding_side=c.tokenizer_padding_side, max_length=c.tokenizer_model_max_length,
-            shared_v_pid_stride=batch.shared_v_pid_stride, state_labels=states,
-        )  # fmt: skip
-        positions = spliced.position_ids  # [B, S]
-        if cache is not None:
-            positions = positions + cache.next_positions[:, None] * spliced.attention_mask  # [B, S]
-        return Inputs(spliced.inputs_embeds, spliced.attention_mask, positions, spliced.labels, spliced.segments, batch)
+        """A `Batch` as inputs of the decoder, see `decoder_inputs`."""
+        return decoder_inputs(self, batch, cache, finite)
 
     def embed(self, ids):
         """Rows of the embedding table. Shapes: [...] long -> [..., D]. Raises: ValueError for an id beyond the table."""
@@ -175,7 +112,7 @@ class Vita(nn.Module):
         """One pass over a batch. It continues from ``cache`` if one is given.
 
         The other arguments are the fields of `Batch`: images [N, 3, Y, X] or a list of [3, Y, X] or [N, 3, Y, X];
-        audios a dict (see `audio_features`); attention_mask [B, S], bool or 0 and 1; position_ids [B, S] long; labels
+        audios a dict (see `inputs.audio_features`); attention_mask [B, S], bool or 0 and 1; position_ids [B, S] long; labels
         [B, S] long, of which the loss ignores those below zero; inputs_embeds [B, S, D]; sf_masks, a number for each
         image; shared_v_pid_stride, an int.
 

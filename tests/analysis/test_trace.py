@@ -21,6 +21,7 @@ from vita_ref import KVCache, Vita, VitaConfig, decoder, generate, vision
 from vita_ref.analysis.trace import trace
 from vita_ref.audio import Adapter, encoder_position_count
 from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
+from vita_ref.inputs import audio_features, image_features
 from vita_ref.masks import SEE_ALL
 from vita_ref.request import PreparedRequest
 
@@ -369,9 +370,9 @@ def test_tiles_go_together_and_each_sound_is_recorded_as_if_it_were_alone(vita):
 
 def test_images_of_different_sizes_and_later_sounds_get_numbers_of_their_own(vita):
     with trace(vita) as record:
-        vita.image_features([torch.zeros(3, 56, 56), torch.zeros(3, 84, 84)])
-        vita.audio_features({"audios": [torch.zeros(40, 80), torch.zeros(50, 80)]})
-        vita.audio_features({"audios": [torch.zeros(60, 80)]})
+        image_features(vita, [torch.zeros(3, 56, 56), torch.zeros(3, 84, 84)])
+        audio_features(vita, {"audios": [torch.zeros(40, 80), torch.zeros(50, 80)]})
+        audio_features(vita, {"audios": [torch.zeros(60, 80)]})
     assert [len(record[f"vision.{i}.embeddings"][0]) for i in (0, 1)] == [17, 37]
     assert [len(record[f"audio.{i}.fbank"]) for i in (0, 1, 2)] == [40, 50, 60]
 
