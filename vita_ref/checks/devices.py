@@ -7,7 +7,7 @@ import torch
 
 from ..files.messages import escaped, shown
 
-KINDS = {"cuda": "NVIDIA and AMD GPUs", "mps": "Apple GPUs", "xpu": "Intel GPUs"}
+KINDS = {"cuda": "NVIDIA or AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU"}
 
 
 def as_device(given):

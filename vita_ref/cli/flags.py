@@ -10,7 +10,7 @@ from ..checks.devices import as_device
 from ..files.messages import shown
 from ..loading import DTYPES
 from ..sampling import Sampling
-from .help import grouped_help
+from .help import Formatter, grouped_help
 from .output import check_output
 from .terminal import one_line
 
@@ -74,7 +74,7 @@ def dtype(text):
 def parser():
     """The flags of the command line, with their defaults."""
     p = Parser(prog="python -m vita_ref.generate", description="Answers a question about images, sounds or a video.",
-               epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+               epilog=EPILOG, formatter_class=Formatter)  # fmt: skip
     file, once = {"metavar": "PATH", "type": path}, {"metavar": "TEXT", "action": Once}
     folder, repeatable = {"metavar": "DIR", "type": path}, {"action": "append", "default": []}
     p.add_argument("question", nargs="?", metavar="QUESTION", help="the same as --prompt")
@@ -177,7 +177,7 @@ def check_combinations(a):
 
 def check_device(name):
     """Refuses a device that torch cannot use here."""
-    if name.startswith("meta"):
+    if name.partition(":")[0] == "meta":
         raise ValueError("--device meta has no values: use --dry-run to see what a request needs")
     if re.fullmatch(r"cpu:.*", name):
         raise ValueError(f"--device must be cpu without a number, got {shown(name)}")

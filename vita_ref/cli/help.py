@@ -3,6 +3,8 @@
 Test: ``pytest tests/cli/test_help.py``
 """
 
+import argparse
+
 GROUPS = {  # title -> the flags in it; a parser may have fewer of them
     "the request": (
         *("question", "prompt", "image", "audio", "video", "fps", "max_frames", "max_tiles"),
@@ -15,6 +17,16 @@ GROUPS = {  # title -> the flags in it; a parser may have fewer of them
     "speed and memory": ("device", "threads", "kernels", "pack", "dry_run", "ranks"),
     "output": ("json", "top", "no_stream", "speak", "speed", "voice", "page", "explain", "verbose", "help"),
 }
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Lines of 110 characters; a number is N or X."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=28, width=110)
+
+    def _get_default_metavar_for_optional(self, action):
+        return {int: "N", float: "X"}.get(action.type, action.dest.upper())
 
 
 def grouped_help(parser):
