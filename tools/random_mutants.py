@@ -290,7 +290,8 @@ def run_tests(tests, folder, limit, failure):
         del sys.modules[name]
     status = 1
     try:
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)], plugins=[First()])
+        flags = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'files'}"]
+        status = pytest.main([*flags, *(f"tests/{t}" for t in tests)], plugins=[First()])
     finally:
         os._exit(int(status))
 
