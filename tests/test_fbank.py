@@ -12,7 +12,7 @@ from conftest import case
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vita_ref.fbank import FLOOR, FRAME_BLOCK, load_sound, log_mel
+from vita_ref.fbank import BLOCK, FLOOR, load_sound, log_mel
 from vita_ref.files import sounds
 from vita_ref.files.media import MAX_RATE, MIN_RATE
 
@@ -129,11 +129,33 @@ def test_only_another_sample_rate_needs_soxr(monkeypatch):
 
 
 def test_frames_at_the_border_of_two_blocks_are_those_of_a_single_block():
-    x = noise(1, (FRAME_BLOCK + 3) * 160)
-    start = FRAME_BLOCK - 5
+    block = BLOCK // 512
+    x = noise(1, (block + 3) * 160)
+    start = block - 5
     one_block, two_blocks = log_mel(x[:, start * 160 :], RATE), log_mel(x, RATE)
-    assert len(two_blocks) > FRAME_BLOCK and len(one_block) > 5
+    assert len(two_blocks) > block and len(one_block) > 5
     torch.testing.assert_close(two_blocks[start:], one_block, atol=1e-4, rtol=0)
+
+
+def test_long_frames_are_computed_in_smaller_blocks(monkeypatch):
+    x, options = noise(1, 60 * 160), {"frame_length": 200.0}
+    one_block = log_mel(x, RATE, **options)
+    monkeypatch.setattr("vita_ref.fbank.BLOCK", 3 * 4096 + 5)
+    sizes, split = [], torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda x, n: sizes.append(n) or split(x, n))
+    torch.testing.assert_close(log_mel(x, RATE, **options), one_block, atol=1e-4, rtol=0)
+    assert sizes == [3]
+
+
+def test_a_sound_with_too_many_frames_for_its_settings_is_refused_before_they_are_computed():
+    hour = torch.zeros(1, 3600 * RATE)
+    with pytest.raises(ValueError, match=r"3,599,976 frames, whose spectra have 512 numbers each, is too long"):
+        log_mel(hour, RATE, frame_shift=1.0)
+
+
+def test_a_waveform_without_values_is_refused():
+    with pytest.raises(ValueError, match=r"\[1, 16000\] on meta"):
+        log_mel(torch.empty(1, 16000, device="meta"), RATE)
 
 
 def test_only_the_first_channel_is_used():  # quirk

@@ -164,7 +164,8 @@ def test_a_template_keeps_copies_of_what_it_was_built_from():
     "arguments, reason",
     [
         ({"messages": user("x"), "template": "llama"}, "no template is named 'llama'; .* chatml, vita, demo"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "no role 'tool', only system, user, assistant"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "no role 'critic', only system, user, assistant, tool"),
+        ({"messages": [{"role": "tool", "content": "x"}], "template": "vita"}, "no role 'tool', only system, user, assistant"),
         ({"messages": user(None)}, "user message must be a string, got NoneType"),
         ({"messages": user("x"), "medium": "sound"}, "got 'sound'"),
         ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "two system texts"),

@@ -159,7 +159,7 @@ class AudioConfig:
     num_mel_bins: Annotated[int, 7, 1024] = 80  # the two convolutions need 7
     sample_rate: Rate = 16000  # Hz
     frame_length: Annotated[float, 1, 1000] = 25.0  # ms
-    frame_shift: Annotated[float, 0.1, 1000] = 10.0  # ms
+    frame_shift: Annotated[float, 1, 1000] = 10.0  # ms
     dither: Annotated[float, 0, 1e6] = 0.0  # kept from train.yaml; inference never dithers
     layer_norm_eps: Eps = 1e-5
     position_encoding: Literal["rel-enc", "abs-enc", "no-enc"] = "rel-enc"

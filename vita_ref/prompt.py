@@ -79,6 +79,32 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
     return layout.separator.join(texts)
 
 
+def chat_text(messages, tokenizer, template, *, system=None, medium=None, tools=None, add_generation_prompt=True):
+    """The text of a conversation as a checkpoint lays it out: by its folder's own chat template, or by `render`.
+
+    ``tools`` are JSON schemas of functions. A ``system`` of None is the checkpoint's own text, if it has one.
+    Raises: ValueError as `render`, and for what the folder's template refuses.
+    """
+    begins = bool(messages) and messages[0]["role"] == "system"
+    if begins and system:
+        raise ValueError("there are two system texts, system= and the first message: leave one out")
+    if own := own_template(tokenizer, template, tools):
+        first = [{"role": "system", "content": system}] if system is not None and not begins else []
+        return own.render([*first, *messages], tools, add_generation_prompt)
+    if tools:
+        raise ValueError("this checkpoint has no chat template that takes tools: leave them out")
+    if system is None and template == "chatml" and not begins:
+        system = tokenizer.system_prompt
+    options = {"template": template, "medium": medium, "add_generation_prompt": add_generation_prompt}
+    return render(messages, system=system, **options)
+
+
+def own_template(tokenizer, template, tools=None):
+    """The chat template of a checkpoint's folder if it is to be rendered, None if one of `TEMPLATES` is used instead."""
+    own = tokenizer.chat_template if template == "chatml" else None  # other families keep the layout of their training
+    return own if own and (tools or not own.is_chatml) else None
+
+
 def expand_video(text, frames):
     """Replaces ``<video>`` by one ``<image>`` per frame. Without frames the text is unchanged.
 
@@ -90,23 +116,26 @@ def expand_video(text, frames):
     return text.replace(VIDEO, IMAGE * frames) if frames else text
 
 
-def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200, audio_token_index=-500):
+def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200, audio_token_index=-500, bos=True):
     """The ids of a prompt with ``images`` and ``audios`` placeholders, each replaced by its index.
 
-    If no image is given, ``<image>`` is plain text; the same for audios.
+    If no image is given, ``<image>`` is plain text; the same for audios. Without ``bos`` no BOS token is put in front.
 
     Raises: ValueError with both numbers if the text has another number of placeholders.
     """
     indices = {}
     for placeholder, given, index in ((IMAGE, images, image_token_index), (AUDIO, audios, audio_token_index)):
-        count = text.count(placeholder)
-        if given and count != given:
-            verb = "was" if given == 1 else "were"
-            has = _placeholders(count, placeholder)
-            raise ValueError(f"the prompt has {has}, but {given} {verb} given: write one {placeholder} for each")
         if given:
+            check_placeholders(text, placeholder, given)
             indices[placeholder] = index
-    return _encode_around(text, tokenizer, indices)
+    return _encode_around(text, tokenizer, indices, bos)
+
+
+def check_placeholders(text, placeholder, given):
+    """Raises: ValueError with both numbers if a text has not as many placeholders as media are ``given``."""
+    if (count := text.count(placeholder)) != given:
+        has, verb = _placeholders(count, placeholder), "was" if given == 1 else "were"
+        raise ValueError(f"the prompt has {has}, but {given} {verb} given: write one {placeholder} for each")
 
 
 def split_state(answer, template="chatml"):
@@ -181,15 +210,16 @@ def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio
     return _as_tensor(_encode_around(prompt, tokenizer, indices), return_tensors)
 
 
-def _encode_around(text, tokenizer, indices):
+def _encode_around(text, tokenizer, indices, bos=True):
     """Encodes the texts between placeholders one by one. If the tokenizer adds a BOS, the result has one, in front."""
+    encode = (lambda piece: tokenizer(piece).input_ids) if bos else tokenizer.encode
     pattern = "|".join(map(re.escape, indices)) or "(?!)"
     first, *rest = re.split(f"({pattern})", text)  # text, placeholder, text, placeholder, ..., text
     # quirk: Each text between placeholders is encoded by itself, as upstream does: no token spans a placeholder.
-    ids = list(tokenizer(first).input_ids)
+    ids = list(encode(first))
     bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else None
     for placeholder, piece in zip(rest[::2], rest[1::2]):
-        piece_ids = tokenizer(piece).input_ids
+        piece_ids = encode(piece)
         ids += [indices[placeholder], *(piece_ids[1:] if piece_ids[:1] == bos else piece_ids)]
     return ids
 
@@ -227,10 +257,11 @@ def _block(message, layout, template):
 
 
 _CHATML = {role: (f"<|im_start|>{role}\n", "<|im_end|>") for role in ("system", "user", "assistant")}
+_TOOL = {"tool": ("<|im_start|>tool\n", "<|im_end|>")}
 
 TEMPLATES = MappingProxyType(
     {
-        "chatml": Template(_CHATML, "\n", ends_with_separator=True, stop=("<|im_end|>",), image_separator=""),
+        "chatml": Template(_CHATML | _TOOL, "\n", ends_with_separator=True, stop=("<|im_end|>",), image_separator=""),
         "vita": Template(
             _CHATML,
             "\n",

@@ -231,7 +231,17 @@ def _folder_frames(path, options):
         suffixes = ", ".join(FRAME_SUFFIXES)
         raise ValueError(f"{media.cut(path)} has no frames: expected images with the suffix {suffixes}")
     files.sort(key=lambda p: ([int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)], p.name))
-    return (open_image(files[i]) for i in _distinct_indices(len(files), 1, options))
+    return _read_images(path, [files[i] for i in _distinct_indices(len(files), 1, options)])
+
+
+def _read_images(folder, files):
+    pixels = 0
+    for file in files:
+        image = open_image(file)
+        pixels += image.width * image.height
+        if pixels > media.MAX_FOLDER_PIXELS:
+            raise ValueError(f"cannot read {media.cut(folder)}: its frames have more than {media.MAX_FOLDER_PIXELS:,} pixels")
+        yield image
 
 
 def _distinct_indices(num_frames, fps, options):

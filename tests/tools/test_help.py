@@ -43,7 +43,7 @@ print(json.dumps(answers))
 """
     import json
 
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(COMMANDS)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, json.dumps(COMMANDS)], cwd=ROOT, capture_output=True, text=True, check=True)
     return dict(zip(map(tuple, COMMANDS), json.loads(done.stdout)))
 
 

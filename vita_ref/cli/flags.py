@@ -75,14 +75,30 @@ def parser():
     """The flags of the command line, with their defaults."""
     p = Parser(prog="python -m vita_ref.generate", description="Answers a question about images, sounds or a video.",
                epilog=EPILOG, formatter_class=Formatter)  # fmt: skip
+    p.add_argument("question", nargs="?", metavar="QUESTION", help="the same as --prompt")
+    p.add_argument("--prompt", metavar="TEXT", action=Once, help="the question; may hold <image>, <audio> and <video>")
+    add_common_flags(p)
+    p.add_argument("--no-stream", action="store_true", help="print the answer once at the end")
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    p.add_argument("--batch", metavar="FILE", type=path, action=Once,
+                   help="JSON lines, one request each; the answers are JSON lines")  # fmt: skip
+    p.add_argument("--batch-stop", action="store_true", help="end at the first line of --batch that has an error")
+    p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
+    p.add_argument("--speak", metavar="OUT.wav", type=path, action=Once, help="also write the answer as speech")
+    p.add_argument("--speed", type=float, default=1.0, help="speed of the speech, 0.5 to 2 (default: 1)")
+    p.add_argument("--dry-run", action="store_true", help="print the memory and operations needed, without reading weights")
+    p.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for each of N processes (default: WORLD_SIZE)")
+    return p
+
+
+def add_common_flags(p):
+    """The flags for the model, the media and the sampling, which a conversation has too."""
     file, once = {"metavar": "PATH", "type": path}, {"metavar": "TEXT", "action": Once}
     folder, repeatable = {"metavar": "DIR", "type": path}, {"action": "append", "default": []}
-    p.add_argument("question", nargs="?", metavar="QUESTION", help="the same as --prompt")
     p.add_argument("--model", **folder, help="checkpoint folder (default: the demo weights)")
     p.add_argument("--vision-dir", **folder, help="folder of a VITA-1.5 checkpoint's vision config")
     p.add_argument("--audio-dir", **folder, help="folder of a VITA-1.5 checkpoint's train.yaml")
     p.add_argument("--speech-dir", **folder, help="folder of the speech weights, with decoder/ and codec/")
-    p.add_argument("--prompt", **once, help="the question; may hold <image>, <audio> and <video>")
     p.add_argument("--image", **file, **repeatable, help="an image, or - for standard input; repeatable")
     p.add_argument("--audio", **file, **repeatable, help="a sound: wav, flac, ogg, mp3; repeatable; see below")
     p.add_argument("--video", **file, action=Once, help="a video file, an animated image, or a folder of frames")
@@ -106,18 +122,7 @@ def parser():
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: cpu)")
     p.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
     p.add_argument("--max-tiles", type=int, help="tiles per image at most; 1 turns tiling off (default: the checkpoint's)")
-    p.add_argument("--no-stream", action="store_true", help="print the answer once at the end")
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
-    p.add_argument("--batch", metavar="FILE", type=path, action=Once,
-                   help="JSON lines, one request each; the answers are JSON lines")  # fmt: skip
-    p.add_argument("--batch-stop", action="store_true", help="end at the first line of --batch that has an error")
-    p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
-    p.add_argument("--speak", metavar="OUT.wav", type=path, action=Once, help="also write the answer as speech")
-    p.add_argument("--speed", type=float, default=1.0, help="speed of the speech, 0.5 to 2 (default: 1)")
-    p.add_argument("--dry-run", action="store_true", help="print the memory and operations needed, without reading weights")
-    p.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for each of N processes (default: WORLD_SIZE)")
     p.add_argument("--verbose", action="store_true", help="print progress and timings even if standard error is no terminal")
-    return p
 
 
 INT32 = 2**31 - 1
@@ -140,12 +145,7 @@ def check(a):
 
     Raises: ValueError that names the flag.
     """
-    for name, (least, most) in RANGES.items():
-        value = getattr(a, name)
-        if value is not None and not least <= value <= most:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} must be at least {least} and at most {most}, got {shown(value)}")
-    sampling_options(a).check()
+    check_ranges(a)
     if a.question is not None and a.prompt is not None:
         raise ValueError("the question is given twice, as an argument and as --prompt: leave one out")
     a.prompt = a.question if a.prompt is None else a.prompt
@@ -153,6 +153,16 @@ def check(a):
     if a.speak:
         check_output(a.speak)
     check_device(a.device)
+
+
+def check_ranges(a):
+    """Refuses numbers that are out of range."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(a, name, None)
+        if value is not None and not least <= value <= most:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be at least {least} and at most {most}, got {shown(value)}")
+    sampling_options(a).check()
 
 
 def check_combinations(a):
@@ -184,11 +194,19 @@ def check_device(name):
     as_device(name)
 
 
-def sampling_options(a, generator=None):
+def sampling_options(a):
     """The sampling flags as `Sampling`."""
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
-    errors = "return" if a.batch else "raise"
-    return Sampling(**{name: getattr(a, name) for name in names}, generator=generator, errors=errors)
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
+    errors = "return" if getattr(a, "batch", None) else "raise"
+    return Sampling(**{name: getattr(a, name) for name in names}, errors=errors)
+
+
+def loading_options(a, progress=None):
+    """The flags for the model as options of `Vita.from_pretrained`."""
+    names = ("device", "quantize", "kernels", "vision_dir", "audio_dir", "speech_dir", "pack")
+    options = {name: getattr(a, name) for name in names}
+    options |= {"dtype": a.dtype and getattr(torch, a.dtype), "mmap": not a.no_mmap, "split": world_size() > 1}
+    return options | {"progress": progress}
 
 
 def world_size():

@@ -3,6 +3,7 @@
 import difflib
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,7 @@ def read_requests(a):
     system = a.system if a.system_file is None else read_text(a.system_file, SYSTEM_LIMIT)
     common = {"system": system, "raw": a.raw, "max_tiles": a.max_tiles, "fps": a.fps, "max_frames": a.max_frames}
     if a.batch:
-        lines = [line for line in read_text(a.batch, BATCH_LIMIT).split("\n") if line.strip()]
+        lines = [line for line in read_text(a.batch, BATCH_LIMIT, "surrogateescape").split("\n") if line.strip()]
         if not lines:
             raise ValueError(f"{shown(a.batch)} has no requests")
         return [read_line(line, number, Path(a.batch).parent, common) for number, line in enumerate(lines, 1)]
@@ -46,10 +47,10 @@ def check_prompt(request):
     return request
 
 
-def read_text(path, limit):
-    """The content of a text file of at most ``limit`` characters. Raises: ValueError."""
+def read_text(path, limit, errors="strict"):
+    """The content of a text file of at most ``limit`` characters. ``errors`` as in `open`. Raises: ValueError."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8-sig", errors=errors) as file:
             text = file.read(limit + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}") from None
@@ -63,7 +64,10 @@ def standard_input():
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None:
         raise ValueError("--image - reads an image from standard input, which is closed or a text: send a file to it")
-    data = stream.read(IMAGE_LIMIT + 1)
+    try:
+        data = stream.read(IMAGE_LIMIT + 1)
+    except OSError as error:
+        raise ValueError(f"--image - reads an image from standard input: {error.strerror or error}") from None
     if not data or len(data) > IMAGE_LIMIT:
         problem = f"is larger than {IMAGE_LIMIT:,} bytes" if data else "is empty"
         raise ValueError(f"--image - reads an image from standard input, which {problem}: send a file to it")
@@ -88,7 +92,10 @@ def read_line(line, number, folder, common):
 def parse_line(line):
     """The fields of a line. Raises: ValueError for one that is not an object with these fields."""
     try:
-        raw = json.loads(line, parse_constant=refuse_constant)
+        line.encode()
+        raw = json.loads(line, parse_constant=refuse_constant, parse_float=finite_float)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not UTF-8 text: byte 0x{ord(line[error.start]) & 255:02x} behind {error.start} characters") from None
     except RecursionError:
         raise ValueError("not valid JSON: it is nested too deeply") from None
     except ValueError as error:
@@ -112,6 +119,13 @@ def parse_line(line):
 def refuse_constant(name):
     """Refuses NaN and Infinity, which Python's parser takes."""
     raise ValueError(f"{name} is no number in JSON")
+
+
+def finite_float(text):
+    """A number in JSON. Raises: ValueError for one that would become infinite."""
+    if math.isinf(value := float(text)):
+        raise ValueError(f"the number {shown(text)[1:-1]} is too large")
+    return value
 
 
 def line_id(line):

@@ -14,6 +14,7 @@ count as memory of the process until then.
 Test: ``pytest tests/files/test_checkpoint.py``
 """
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from .values import read_json
 
 _INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names listed for each kind of fault
+_LONGEST = 800  # characters of all names listed
 _MAPPED = 2**26  # bytes copied through one map
 _PAGE = 4096  # bytes: reading one byte of a page loads the whole page
 _BLOCK = 2**24  # numbers that are compared or checked at once
@@ -178,17 +180,25 @@ def check_fits(module, table, files, ignored=()):
         "misshapen": [f"{n} {stored[n]}, expected {expected[n]} (in {files[n].name})" for n in misshapen],
         "dtype not read here": [f"{n} {dtypes[n]}, expected {kinds[n][-1]} (in {files[n].name})" for n in other],
     }
-    listed = [f"{kind}: {shortened(entries)}" for kind, entries in faults.items() if entries]
+    kinds = {kind: entries for kind, entries in faults.items() if entries}
+    listed = [f"{kind}: {shortened(entries, _LONGEST // len(kinds))}" for kind, entries in kinds.items()]
     if listed:
         folder = next(iter(files.values())).parent if files else "the checkpoint"
         raise ValueError(f"{folder} does not match its config: {'. '.join(listed)}")
     return names
 
 
-def shortened(items):
-    """The first items, each cut at 200 characters, and the number of the others."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "; ".join(escaped(item if len(item) <= 200 else item[:200] + "...") for item in items[:_SHOWN]) + more
+def shortened(items, limit=_LONGEST):
+    """The first items, in about ``limit`` characters, and the number of the others. A long item is cut in the middle."""
+    texts = [_cut(escaped(_cut(item))) for item in items[:_SHOWN]]  # escapes make it longer
+    ends = list(itertools.accumulate(len(text) + 2 for text in texts))
+    count = max(1, sum(end <= limit for end in ends))
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return "; ".join(texts[:count]) + more
+
+
+def _cut(text):
+    return text if len(text) <= 160 else f"{text[:100]}...{text[-57:]}"
 
 
 def check_finite_values(name, tensor, file):

@@ -16,6 +16,7 @@ from .media import (
     MAX_RATE,
     MAX_SOUND_SAMPLES,
     MAX_SOUND_SECONDS,
+    MAX_SPECTRUM,
     MIN_RATE,
     check_regular,
     name_of,
@@ -24,6 +25,7 @@ from .media import (
     reason_of,
 )
 from .messages import shown
+from .mp3 import with_length
 
 BLOCK = 1 << 22  # samples of all channels that are read at once
 HEAD_BYTES = 1 << 20  # in which the length of an MP3 file is looked for, behind its title and cover
@@ -48,7 +50,7 @@ def read_sound(source):
     name = name_of(source, "sound")
     file, head = _open(source, name)
     try:
-        with quiet_stderr(), soundfile.SoundFile(file) as sound:
+        with quiet_stderr(), _whole(soundfile.SoundFile(file), file) as sound:
             check_length(sound.frames if sound.frames < UNKNOWN_FRAMES else 0, sound.samplerate, sound.channels)
             samples = _read_blocks(sound)
             _check_complete(sound, samples.shape[1], head)
@@ -79,6 +81,26 @@ def _open(source, name):
         source.seek(0)
     content = read_bounded(source, name=name)
     return io.BytesIO(content), content[:HEAD_BYTES]
+
+
+def _whole(sound, file):
+    """The sound itself, or the sound with the right length if it is an MP3 file that is longer than libsndfile expects."""
+    if sound.format != "MP3":
+        return sound
+    import soundfile
+
+    content = file.getvalue() if isinstance(file, io.BytesIO) else _content(file)
+    longer = with_length(content, sound.frames)
+    if longer is None:
+        return sound
+    sound.close()
+    return soundfile.SoundFile(io.BytesIO(longer))
+
+
+def _content(path):
+    """All bytes of a file. Raises: ValueError if there are too many."""
+    with open(path, "rb") as file:
+        return read_bounded(file)
 
 
 def _read_blocks(sound):
@@ -131,6 +153,13 @@ def check_length(count, rate, channels):
         raise ValueError(f"it has {count / rate:,.0f} s; at most {MAX_SOUND_SECONDS:,} s are read: cut it")
     if count * channels > MAX_SOUND_SAMPLES:
         raise ValueError(f"it has {count:,} samples in {channels} channels; at most {MAX_SOUND_SAMPLES:,} are read")
+
+
+def check_frames(count, size):
+    """Refuses a filter bank of ``count`` frames if their spectra of ``size`` numbers are too many."""
+    if count * size > MAX_SPECTRUM:
+        frames = f"a sound of {count:,} frames, whose spectra have {size:,} numbers each"
+        raise ValueError(f"{frames}, is too long: at most {MAX_SPECTRUM:,} numbers are computed; cut it")
 
 
 def check_samples(samples):

@@ -19,6 +19,8 @@ LIMITS = {  # bytes of a file
     "config": 2**20,  # config.json and the like
     "yaml": 2**16,  # train.yaml
     "index": 2**23,  # the index of shards, tokenizer_config.json, added tokens
+    "conversation": 2**30,  # with its media
+    "pickle": 2**22,  # the part of a final.pt that is no tensor
     "vocabulary": 2**28,  # tokenizer.json, vocab.json, merges.txt, tokenizer.model
 }
 DEEPEST = 32  # objects and lists inside each other
