@@ -9,7 +9,7 @@ from command_line import call, check_user_error, write_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vita_ref.cli import flags
+from vita_ref.cli import flags, talk
 from vita_ref.cli.help import GROUPS
 from vita_ref.cli.requests import KINDS, parse_line
 
@@ -27,16 +27,17 @@ def sections(text):
     return {title: re.findall(r"^  (?:-h, )?(--[a-z-]+)", body, re.MULTILINE) for title, body in zip(parts[1::2], parts[2::2])}
 
 
-def test_every_flag_is_in_one_group():
-    found = [flag for names in sections(flags.parser().format_help()).values() for flag in names]
-    options = [action.option_strings[-1] for action in flags.parser()._actions if action.option_strings]
-    assert sorted(found) == sorted(options)
+parsers = pytest.mark.parametrize("parser", [flags.parser, talk.parser], ids=["generate", "chat"])
 
 
-def test_every_flag_of_the_command_line_has_a_group():
+@parsers
+def test_every_flag_is_in_one_group_of_the_help(parser):
+    found = sections(parser().format_help())
+    options = [action.option_strings[-1] for action in parser()._actions if action.option_strings]
+    assert sorted(flag for names in found.values() for flag in names) == sorted(options)
+    assert list(found) == [title for title in GROUPS if title in found], "a flag has no group in GROUPS"
     named = {name for names in GROUPS.values() for name in names}
-    assert {action.dest for action in flags.parser()._actions} <= named
-    assert list(sections(flags.parser().format_help())) == list(GROUPS)
+    assert {action.dest for action in parser()._actions} <= named
 
 
 def test_a_flag_without_a_group_is_shown_too():
@@ -45,13 +46,13 @@ def test_a_flag_without_a_group_is_shown_too():
     assert sections(p.format_help())["more"] == ["--new"]
 
 
-def test_the_three_examples_can_be_parsed():
-    p = flags.parser()
-    lines = [line for line in p.format_help().splitlines() if line.startswith(f"  {p.prog}")]
+@parsers
+def test_the_three_examples_can_be_parsed(parser):
+    p = parser()
+    lines = [line.partition(p.prog)[2] for line in p.format_help().splitlines()[1:] if p.prog in line]
     assert len(lines) == 3
     for line in lines:
-        words = shlex.split(line.removeprefix(f"  {p.prog}").partition("   ")[0])
-        assert p.parse_args(words)
+        assert p.parse_args(shlex.split(line.partition("   ")[0]))
 
 
 def test_help_says_which_flags_may_be_given_several_times():

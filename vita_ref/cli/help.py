@@ -13,6 +13,7 @@ GROUPS = {  # title -> the flags in it; a parser may have fewer of them
     "the answer": (
         *("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "max_seconds"),
     ),
+    "the conversation": ("load", "overflow"),
     "the model": ("model", "vision_dir", "audio_dir", "speech_dir", "dtype", "quantize", "no_mmap"),
     "speed and memory": ("device", "threads", "kernels", "pack", "dry_run", "ranks"),
     "output": ("json", "top", "no_stream", "speak", "speed", "voice", "page", "explain", "verbose", "help"),
@@ -33,7 +34,8 @@ def grouped_help(parser):
     """The help of a parser in the order of `GROUPS`. Flags that no group has come last, under "more"."""
     shown = {name: title for title, names in GROUPS.items() for name in names}
     formatter = parser._get_formatter()
-    formatter.add_usage("%(prog)s [QUESTION] [flags]" if parser.usage is None else parser.usage, [], [])
+    asks = any(action.dest == "question" for action in parser._actions)
+    formatter.add_usage(f"%(prog)s {'[QUESTION] ' * asks}[flags]" if parser.usage is None else parser.usage, [], [])
     formatter.add_text(parser.description)
     for title, names in {**GROUPS, "more": ()}.items():
         actions = [action for action in parser._actions if shown.get(action.dest, "more") == title]
