@@ -273,6 +273,8 @@ def test_a_question_that_cannot_be_answered_leaves_the_conversation_as_it_was():
         assert (chat.messages, chat.ids) == before
     with pytest.raises(TypeError, match="tmperature"):
         chat.ask("hi", tmperature=1)
+    with pytest.raises(TypeError, match="'prompt' belongs to a message"):
+        chat.ask("hi", prompt="x")
     assert chat.ask("why", details=True).prompt["cached"]
 
 

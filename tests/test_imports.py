@@ -46,9 +46,12 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "checks": {"cache", "files"},
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
-    "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
+    "analysis": {
+        *("audio", "checks", "decoder", "fbank", "files", "image", "inputs", "loading", "masks", "model", "prompt"),
+        *("request", "sampling", "scale", "speech", "splice", "video"),
+    },
     "dialogue": {"checks", "files", "prompt", "request"},
-    "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale"},
+    "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale", "voice"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
     "answer": {"files"},
@@ -68,7 +71,7 @@ USES_WHEN_CALLED = {  # what is imported inside a function, so that a request th
     "fields": {"files"},
     "loading": {"scale"},
     "chat": {"cli"},
-    "model": {"chat", "loading", "voice"},
+    "model": {"analysis", "chat", "loading", "voice"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
 WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}

@@ -57,11 +57,10 @@ class Conversation:
     def __init__(self, vita, system=None, *, overflow="error", tools=None, **options):
         if overflow not in ("error", "drop_oldest"):
             raise ValueError(f"overflow must be 'error' or 'drop_oldest', got {shown(overflow)}")
-        request, sampling = split_options(options, Request, Sampling)
-        Sampling(**sampling).check()
-        self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, request | sampling
+        turn_options(options)
+        self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, options
         self._messages, self._media, self._stream = [], {}, None
-        self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what the cache holds: see `_known`
+        self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what is in the cache
 
     # ---- what a user does
 
@@ -139,10 +138,9 @@ class Conversation:
         return read_message(given, common, self.vita, self._media)
 
     def _start(self, messages, progress, options):
-        request, sampling = split_options({**self.options, **options}, Request, Sampling)
-        sampling = Sampling(**sampling).check()
+        request, sampling = turn_options({**self.options, **options})
         prompt = {"raw": request.get("raw", False), "system": request.get("system", self.system)}
-        elements, dropped = self._fit(messages, sampling.max_new_tokens, prompt)
+        elements, dropped = self.fit(messages, sampling.max_new_tokens, prompt)
         used = {part for message in messages for part in message.parts}
         unused = [key for key, medium in self._media.items() if medium not in used]
         for key in unused[:-MOST_UNUSED]:
@@ -151,7 +149,7 @@ class Conversation:
         self._stream = Stream(lambda o: self._turn(messages, elements, o, control, notes), sampling, control, notes)
         return self._stream
 
-    def _fit(self, messages, new, prompt):
+    def fit(self, messages, new, prompt):
         """The prompt as elements, an id or a `Medium` each, and the oldest messages that were dropped so that it fits."""
         kept, dropped = without_noise(messages, TEMPLATES[self.vita.config.template].states), []
         if self.overflow == "drop_oldest" and new is None:
@@ -236,6 +234,14 @@ class Conversation:
         except ValueError:  # of the generator, which is running
             raise ValueError("this conversation is answering already: stop that answer, or wait for its end") from None
         self._stream = None
+
+
+def turn_options(options):
+    """Options of a question as a dict of fields of `Request` and as `Sampling`. Raises: TypeError, ValueError."""
+    request, sampling = split_options(options, Request, Sampling)
+    if wrong := request.keys() - {"system", "raw", *READING}:
+        raise TypeError(f"{min(wrong)!r} belongs to a message, not to the options of a conversation")
+    return request, Sampling(**sampling).check()
 
 
 def size(element):

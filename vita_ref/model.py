@@ -54,8 +54,8 @@ class Vita(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         width = config.decoder.hidden_size
         self.decoder = Decoder(config.decoder)
-        self.vision = VisionTower(config.vision) if config.vision else None
-        self.projector = Projector(config.vision.feature_size, width) if config.vision else None
+        v, self.vision = config.vision, VisionTower(config.vision) if config.vision else None
+        self.projector = Projector(v.feature_size, width, v.projector_norm) if v else None
         self.audio = AudioEncoder(config.audio, width) if config.audio else None
         self.speech = None
         self.generation_products = contextlib.nullcontext  # loading may choose faster products for generation
@@ -306,6 +306,12 @@ class Vita(nn.Module):
         """The id that fills ended rows: that of the options, the checkpoint's, or the first that ends a row."""
         candidates = (options.pad_token_id, self.config.pad_token_id, *self.eos_ids(options.eos_token_id), 0)
         return next(i for i in candidates if i is not None)
+
+    def look(self, text=None, images=(), audios=(), video=None, **options):
+        """What an answer was made of, as arrays by name; ``.save("a.html")`` writes a page. See `vita_ref.analysis.look`."""
+        from .analysis.look import look
+
+        return look(self, text, images, audios, video, **options)
 
     # ---- speech
 

@@ -28,7 +28,7 @@ from .checks.rows import room
 from .files.messages import counted, shown
 from .files.sounds import too_short
 from .inputs import Batch
-from .prompt import chat_text, encode_prompt, expand_video, own_template, place_media
+from .prompt import chat_text, encode_prompt, expand_media, own_template, place_media
 from .splice import check_counts, runs
 
 DESCRIBE = {"image": "Describe the image.", "video": "Describe the video."}
@@ -78,11 +78,12 @@ def prepare_request(request, config, tokenizer):
     text = place_media(default_prompt(request), *counts, config.template, videos=int(has_video))
     if not request.raw:
         medium, message = "video" if has_video else "image" if request.images else "lang", {"role": "user", "content": text}
-        text = chat_text([message], tokenizer, config.template, system=request.system, medium=medium)
+        options = {"system": request.system, "default_system": config.default_system, "medium": medium}
+        text = chat_text([message], tokenizer, config.template, **options)
     images = [load_image(source, request, config) for source in request.images]
-    if has_video:
-        frames, before = load_video(request, config), text[: text.find("<video>")].count("<image>")
-        text, images = expand_video(text, len(frames)), [*images[:before], *frames, *images[before:]]
+    frames, before = load_video(request, config) if has_video else [], text.partition("<video>")[0].count("<image>")
+    text = expand_media(text, config.template, images=len(images), frames=len(frames))
+    images = [*images[:before], *frames, *images[before:]]
     sounds = [load_audio(source, config) for source in request.audios]
     placeholders = {"image_token_index": config.image_token_index, "audio_token_index": config.audio_token_index}
     bos = request.raw or not own_template(tokenizer, config.template)
@@ -137,17 +138,21 @@ def load_image(source, request, config):
     if isinstance(source, torch.Tensor):
         return source
     c = config.vision
-    max_tiles = config.max_tiles if request.max_tiles is None else request.max_tiles
-    return image.load_tiles(source, tile=c.image_size, max_tiles=max_tiles, mean=c.image_mean, std=c.image_std)
+    most = config.max_tiles if request.max_tiles is None else request.max_tiles
+    options = {"max_tiles": most, "min_tiles": min(config.min_tiles, most), "thumbnail": config.use_thumbnail}
+    return image.load_tiles(source, tile=c.image_size, mean=c.image_mean, std=c.image_std, **options)
 
 
 def load_video(request, config):
     """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [N, 3, Y, X] is already normalised."""
     if isinstance(request.video, torch.Tensor):
         return list(check_pixels(request.video, config.vision, "a video", (4,)).split(1))
-    c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
-    frames = video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
-    return [image.load_square(f, tile=c.image_size, fit=fit, mean=c.image_mean, std=c.image_std) for f in frames]
+    c, frames = config.vision, video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
+    options = {"tile": c.image_size, "mean": c.image_mean, "std": c.image_std}
+    if config.image_aspect_ratio == "stretch":
+        return [image.load_tiles(frame, max_tiles=1, **options) for frame in frames]
+    fit = "pad" if config.image_aspect_ratio == "pad" else "crop"
+    return [image.load_square(frame, fit=fit, **options) for frame in frames]
 
 
 def load_audio(source, config):

@@ -16,7 +16,8 @@ GROUPS = {  # title -> the flags in it; a parser may have fewer of them
     "the conversation": ("load", "overflow"),
     "the model": ("model", "vision_dir", "audio_dir", "speech_dir", "dtype", "quantize", "no_mmap"),
     "speed and memory": ("device", "threads", "kernels", "pack", "dry_run", "ranks"),
-    "output": ("json", "top", "no_stream", "speak", "speed", "voice", "page", "explain", "verbose", "help"),
+    "the server": ("host", "port"),
+    "output": ("json", "top", "no_stream", "speak", "speed", "voice", "page", "page_tokens", "page_passes", "explain", "verbose", "help"),
 }
 
 

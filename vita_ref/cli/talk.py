@@ -59,7 +59,7 @@ def parser():
                epilog=EPILOG, formatter_class=Formatter)  # fmt: skip
     add_common_flags(p)
     p.add_argument("--load", metavar="FILE", type=path, help="go on with a conversation that /save has written")
-    p.add_argument("--overflow", choices=["error", "drop_oldest"], default="error",
+    p.add_argument("--overflow", choices=["error", "drop_oldest"],
                    help="drop_oldest: a full context leaves out the oldest questions (default: error)")  # fmt: skip
     return p
 
@@ -86,8 +86,10 @@ class Talk:
 
     def __init__(self, vita, args, system=None):
         self.args, self.terminal = args, sys.stdin is not None and sys.stdin.isatty()
-        self.chat = Conversation.load(args.load, vita) if args.load else vita.chat(system, overflow=args.overflow)
+        self.chat = Conversation.load(args.load, vita) if args.load else vita.chat()
         self.chat.options |= given_options(args)
+        self.chat.system = self.chat.system if system is None else system
+        self.chat.overflow = args.overflow or self.chat.overflow
         self.ended = False
         self.images, self.audios, self.video = list(args.image), list(args.audio), args.video
 

@@ -16,7 +16,15 @@ import torch
 
 from ..checks.media import check_request
 from ..files.messages import shown
-from ..prompt import AUDIO, IMAGE, VIDEO, chat_text, check_placeholders, place_media
+from ..prompt import (
+    AUDIO,
+    IMAGE,
+    VIDEO,
+    chat_text,
+    check_placeholders,
+    expand_media,
+    place_media,
+)
 from ..request import (
     DESCRIBE,
     Request,
@@ -157,16 +165,21 @@ def split_content(content, request, vita, known):
     config, has_video = vita.config, request.video is not None
     counts = {IMAGE: len(request.images), VIDEO: int(has_video), AUDIO: len(request.audios)}
     text = place_media(content, counts[IMAGE], counts[AUDIO], config.template, videos=counts[VIDEO])
-    placeholders = [placeholder for placeholder, n in counts.items() if n]
-    for placeholder in placeholders:
-        check_placeholders(text, placeholder, counts[placeholder])
-    images = [[medium("image", load_image(x, request, config), config, known)] for x in request.images]
+    for placeholder, n in counts.items():
+        if n:
+            check_placeholders(text, placeholder, n)
+    images = [medium("image", load_image(x, request, config), config, known) for x in request.images]
     frames = [medium("frame", x, config, known) for x in load_video(request, config)] if has_video else []
-    sounds = [[medium("audio", load_audio(x, config), config, known)] for x in request.audios]
-    media = {IMAGE: iter(images), VIDEO: iter([frames]), AUDIO: iter(sounds)}
-    parts = []
+    sounds = [medium("audio", load_audio(x, config), config, known) for x in request.audios]
+    before = text.partition(VIDEO)[0].count(IMAGE)
+    text = expand_media(text, config.template, images=len(images), frames=len(frames))
+    media = {IMAGE: [*images[:before], *frames, *images[before:]], AUDIO: sounds}
+    placeholders = [placeholder for placeholder, given in media.items() if given]
+    for placeholder in placeholders:
+        check_placeholders(text, placeholder, len(media[placeholder]))
+    left, parts = {placeholder: iter(given) for placeholder, given in media.items()}, []
     for piece in re.split(f"({'|'.join(placeholders)})", text) if placeholders else [text]:
-        parts += next(media[piece]) if piece in placeholders else [piece] * bool(piece)
+        parts += [next(left[piece])] if piece in placeholders else [piece] * bool(piece)
     return parts
 
 
@@ -197,7 +210,7 @@ def text_pieces(messages, vita, tools=None, *, system=None, raw=False):
     def write(count):
         if raw:
             return "".join(each["content"] or "" for each in dicts[:count])
-        options = {"system": system, "medium": medium, "tools": tools}
+        options = {"system": system, "default_system": vita.config.default_system, "medium": medium, "tools": tools}
         return chat_text(dicts[:count], vita.tokenizer, vita.config.template, **options)
 
     whole, pieces, end = write(len(dicts)), [], 0

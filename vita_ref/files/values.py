@@ -159,6 +159,13 @@ def first(raw, *keys, default=None):
     return next((raw[key] for key in keys if raw.get(key) is not None), default)
 
 
+def check_supported(path, supported):
+    """Raises: ValueError with the names of all settings that this project does not support (name -> whether it does)."""
+    unsupported = [name for name, is_supported in supported.items() if not is_supported]
+    if unsupported:
+        raise ValueError(f"{path}: not supported here: {', '.join(unsupported)}")
+
+
 def _typed(raw, path, key, kind, expected, default):
     value = first(raw, key, default=default)
     if value is not default and type(value) is not kind:
