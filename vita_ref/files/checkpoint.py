@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .hints import check_no_pointer, other_weights
+from .hints import other_weights, pointer_at
 from .messages import escaped, one_line_errors, shown
 from .names import PREFIXES
 from .values import read_json
@@ -91,11 +91,8 @@ def _read_header(file):
             slices = {name: opened.get_slice(name) for name in names}
             return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        try:
-            check_no_pointer(file)
-        except ValueError as reason:
-            error = reason
-        raise ValueError(f"{file} is not a safetensors file, or it is damaged: {error}") from None
+        reason = pointer_at(file) or error
+        raise ValueError(f"{file} is not a safetensors file, or it is damaged: {reason}") from None
 
 
 def module_names(module, table):
@@ -170,8 +167,9 @@ def stored_dtype(folder):
     folder = Path(folder)
     if not any(os.path.isfile(folder / name) for name in ("model.safetensors", _INDEX)):
         return "float32"
-    file = find_tensors(folder).get(_EMBEDDINGS)
-    return {"BF16": "bfloat16", "F16": "float16"}.get(file and _read_header(file)[_EMBEDDINGS][1], "float32")
+    files = find_tensors(folder)
+    name = next((name for name in files if name.endswith("embed_tokens.weight")), None)
+    return {"BF16": "bfloat16", "F16": "float16"}.get(name and _read_header(files[name])[name][1], "float32")
 
 
 @one_line_errors

@@ -16,19 +16,23 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 def pointer_reason(content):
     """The reason why bytes are not the file that was meant, None if they are no pointer of Git LFS."""
-    if not bytes(content[: len(POINTER)]) == POINTER:
+    if bytes(content[: len(POINTER)]) != POINTER:
         return None
     return "it is a pointer of Git LFS, not the file itself: run git lfs pull in its folder, or download the file"
 
 
-def check_no_pointer(path):
-    """Raises: ValueError if a file is a pointer of Git LFS. A file that cannot be read is left to others."""
+def pointer_at(path):
+    """Like `pointer_reason`, for a file. A file that cannot be read is left to others."""
     try:
         with open(path, "rb") as file:
-            reason = pointer_reason(file.read(len(POINTER)))
+            return pointer_reason(file.read(len(POINTER)))
     except (OSError, ValueError):
-        return
-    if reason:
+        return None
+
+
+def check_no_pointer(path):
+    """Raises: ValueError if a file is a pointer of Git LFS."""
+    if reason := pointer_at(path):
         raise ValueError(reason)
 
 
