@@ -64,7 +64,7 @@ USES = {  # the sub-packages that a reading file imports at its top
     "generate": {"cli"},
     "image": {"files"},
     "inputs": {"checks", "files"},
-    "loading": {"files"},
+    "loading": {"checks", "files"},
     "model": {"checks"},
     "request": {"checks", "files"},
     "saving": {"files"},
