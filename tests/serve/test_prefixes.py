@@ -123,7 +123,7 @@ def test_a_conversation_that_goes_on_replaces_its_beginning(vita):
 
 def test_an_answer_that_the_client_has_changed_is_read_as_it_is_sent(vita):
     prefixes = Prefixes()
-    text, _ = answer(vita, prefixes, user("One"))
+    _text, _ = answer(vita, prefixes, user("One"))
     history = [user("One"), said("Something else"), user("Two")]
     changed, done = answer(vita, prefixes, *history)
     assert done.cached_tokens < done.prompt_tokens - 20

@@ -126,7 +126,7 @@ class Server:
             if size > sum(map(len, kept)):
                 raise ProtocolError("other requests are being received: try again later", 429, code="rate_limit_exceeded")
             yield await self.in_thread(read_json, b"".join(kept))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise ProtocolError(f"the body did not arrive in {BODY_SECONDS} s", 408) from None
         except ClientDisconnect:
             raise ProtocolError("the client has left", 499) from None
