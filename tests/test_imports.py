@@ -36,6 +36,7 @@ READING = {  # the files that a learner reads: each imports files further up in 
     "stream": set(),
     "speech": {"sampling"},
     "loading": {"speech"},
+    "saving": {"config", "loading"},
     "model": {"answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "stream", "vision"},
     "chat": {"answer", "inputs", "prompt", "request", "sampling", "stream"},
     "generate": {"answer", "model"},
@@ -46,7 +47,10 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "checks": {"cache", "files"},
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
-    "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
+    "analysis": {
+        *("audio", "checks", "config", "decoder", "fbank", "files", "image", "inputs", "loading", "masks", "model", "prompt"),
+        *("request", "sampling", "scale", "speech", "splice", "video"),
+    },
     "dialogue": {"checks", "files", "prompt", "request"},
     "serve": {"answer", "chat", "cli", "dialogue", "files", "inputs", "loading", "model", "sampling"},
     "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale", "voice"},
@@ -58,9 +62,10 @@ USES = {  # the sub-packages that a reading file imports at its top
     "generate": {"cli"},
     "image": {"files"},
     "inputs": {"checks", "files"},
-    "loading": {"files"},
+    "loading": {"checks", "files"},
     "model": {"checks"},
     "request": {"checks", "files"},
+    "saving": {"files"},
     "sampling": {"files"},
     "speech": {"files", "voice"},
     "video": {"files"},
@@ -69,7 +74,7 @@ USES_WHEN_CALLED = {  # what is imported inside a function, so that a request th
     "fields": {"files"},
     "loading": {"scale"},
     "chat": {"cli"},
-    "model": {"chat", "loading", "voice"},
+    "model": {"analysis", "chat", "loading", "saving", "voice"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
 WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}

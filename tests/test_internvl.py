@@ -4,6 +4,7 @@ tests/golden/internvl has them in both layouts; its cases.json has the questions
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -199,3 +200,28 @@ def test_the_folders_of_the_tool_load(tmp_path):
     vita = Vita.from_pretrained(tmp_path)
     assert vita.config == config
     assert isinstance(vita.respond("Hi", images=pictures(1), max_new_tokens=2), str)
+
+
+def test_a_conversation_reads_the_prompts_that_single_questions_have(vita, tmp_path):
+    for i in range(2):
+        Image.new("RGB", (40, 60), (i * 99, 0, 200)).save(tmp_path / f"{i}.png")
+    index = vita.config.image_token_index
+    for case in ({"images": pictures(3)}, {"images": pictures(1), "video": str(tmp_path)}):
+        question = CASES[3]["question"] if "video" not in case else "<image>Now <video> <b>"
+        chat = vita.chat(system="S.")
+        chat.ask(question, max_new_tokens=2, eos_token_id=(), **case)
+        want = prepare_request(Request(question, system="S.", **case), vita.config, vita.tokenizer).ids.tolist()
+        assert chat.ids[: len(want)] == want and len(chat.ids) == len(want) + 2 and want.count(index) >= 2
+
+
+def test_the_chat_template_of_a_transformers_folder_is_rendered_and_that_of_a_published_one_is_not(tmp_path):
+    template = "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    for layout in ("hf", "chat"):
+        folder = tmp_path / layout
+        shutil.copytree(HERE / layout, folder)
+        (folder / "chat_template.jinja").write_text(template)
+        vita = Vita.from_pretrained(folder)
+        got = prepare_request(Request("Hi", images=pictures(1)), vita.config, vita.tokenizer).ids.tolist()
+        written = "[user: <img>•</img>\nHi]>" if layout == "hf" else question("<img>•</img>\nHi")
+        before, after = (vita.tokenizer(text).input_ids for text in written.split("•"))
+        assert got == [*before, vita.config.image_token_index, *after]

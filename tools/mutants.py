@@ -260,7 +260,8 @@ def copy_project(folder):
 def first_failure(tests, folder):
     """The first of the tests that fails in the copy, None if all pass."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--basetemp={folder / 'files'}", *(f"tests/{t}" for t in tests)]
     options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": LIMIT}
     done = subprocess.run(command, check=False, **options)
     if done.returncode not in (0, 1):

@@ -44,19 +44,23 @@ def run(args):
         from .cli.ranks import run_ranks
 
         run_ranks(args, load, answer_all)
+    elif args.page or args.explain:
+        from .cli.look import show_look
+
+        show_look(*load(args), args)
     else:
         answer_all(*load(args), args)
 
 
 def load(args):
-    """The model, a list of one prepared request or of the lines of --batch, and the seconds that loading took."""
+    """The model, its requests, and the seconds that loading took. One prepared request, or what --batch and --page read."""
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     requests, start = read_requests(args), time.perf_counter()
     vita = Vita.from_pretrained(args.model, **loading_options(args, loading_bar() if watched(args) else None))
     seconds = time.perf_counter() - start
-    requests = requests if args.batch else [vita.prepare(requests[0], args.max_new_tokens)]
+    requests = requests if args.batch or args.page or args.explain else [vita.prepare(requests[0], args.max_new_tokens)]
     return vita, requests, seconds
 
 

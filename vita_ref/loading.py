@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
+from .checks.devices import as_device
 from .files import checkpoint
 from .files.folders import read_config
-from .files.messages import escaped, one_line_errors, shown
+from .files.messages import one_line_errors, shown
 from .files.names import PREFIXES, prefixes
 from .files.tokenizer import load_tokenizer
 from .speech import Speech
@@ -44,7 +45,7 @@ def load_vita(
 
     Args:
         dtype: a torch dtype or its name, also in short (see `DTYPES`); None or "auto" is the config's.
-        quantize: "int8" quantises the decoder's matrices as they are read.
+        quantize: "int8" or "int4" quantises the decoder's matrices as they are read; a quantised folder needs no flag.
         kernels: "plain" uses torch's products, "fast" those committed for this processor (see `scale`), "auto" fast
             ones for generation and plain ones for everything else.
         vision_dir, audio_dir: the folders of a VITA-1.5 checkpoint's vision and audio configs.
@@ -72,7 +73,9 @@ def load_vita(
     options["check_finite"] = check_finite
     options |= scale.install(vita, kernels=kernels, quantize=quantize, split=split, pack=pack)
     checkpoint.load_weights(vita, table, files, **options)
+    vita.folder = folder
     if speech_dir := find_speech(folder, speech_dir):
+        vita.speech_folder = speech_dir
         vita.speech = Speech.from_pretrained(speech_dir, device=device, check_finite=check_finite)
         vita.config = replace(vita.config, speech=vita.speech.decoder.config)
     return vita.eval()
@@ -86,19 +89,6 @@ def as_dtype(given):
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise ValueError(f"dtype must be a torch dtype or one of {', '.join(DTYPES)}, got {shown(given)}")
     return dtype
-
-
-def as_device(given):
-    """A device that can hold the model. Raises: ValueError for one that torch cannot use here."""
-    try:
-        device = torch.device(given)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError, OverflowError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0][:200]
-        raise ValueError(f"the device {shown(given)} cannot be used: {escaped(reason)}") from None
-    if device.type == "meta":
-        raise ValueError("the device meta has no values: --dry-run shows what a request needs")
-    return device
 
 
 def as_folder(given):

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import torch
 
 IMAGE, VIDEO, AUDIO = "<image>", "<video>", "<audio>"
-RENDERED = ("chatml", "internvl")  # the templates in whose place the folder's own chat template is rendered
+FOLDERS_OWN = ("chatml", "internvl")  # templates in whose place the folder's own is rendered, if it has one
 
 
 @dataclass(frozen=True)
@@ -88,32 +88,33 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
 
 
 def chat_text(
-    messages, tokenizer, template, *, system=None, medium=None, default_system=None, tools=None, add_generation_prompt=True
-):
+    messages, tokenizer, template, *, system=None, default_system=None, medium=None, tools=None, add_generation_prompt=True
+):  # fmt: skip
     """The text of a conversation as a checkpoint lays it out: by its folder's own chat template, or by `render`.
 
     ``tools`` are JSON schemas of functions. A ``system`` of None is the checkpoint's own text, if it has one: that of its
-    config, ``default_system``, or of its tokenizer.
+    config (``default_system``), or else of its chat template.
     Raises: ValueError as `render`, and for what the folder's template refuses.
     """
     begins = bool(messages) and messages[0]["role"] == "system"
     if begins and system:
         raise ValueError("there are two system texts, system= and the first message: leave one out")
+    if system is None and not begins:
+        system = default_system
     if own := own_template(tokenizer, template, tools):
         first = [{"role": "system", "content": system}] if system is not None and not begins else []
         return own.render([*first, *messages], tools, add_generation_prompt)
     if tools:
         raise ValueError("this checkpoint has no chat template that takes tools: leave them out")
-    if system is None and not begins:
-        own_text = tokenizer.system_prompt if template in RENDERED else None
-        system = own_text if default_system is None else default_system
+    if system is None and template in FOLDERS_OWN and not begins:
+        system = tokenizer.system_prompt
     options = {"template": template, "medium": medium, "add_generation_prompt": add_generation_prompt}
     return render(messages, system=system, **options)
 
 
 def own_template(tokenizer, template, tools=None):
     """The chat template of a checkpoint's folder if it is to be rendered, None if one of `TEMPLATES` is used instead."""
-    own = tokenizer.chat_template if template in RENDERED else None  # other families keep the layout of their training
+    own = tokenizer.chat_template if template in FOLDERS_OWN else None  # other families keep the layout of their training
     return own if own and (tools or not own.is_chatml) else None
 
 
@@ -272,7 +273,6 @@ def _block(message, layout, template):
 
 
 _CHATML = {role: (f"<|im_start|>{role}\n", "<|im_end|>") for role in ("system", "user", "assistant")}
-_TOOL = {"tool": ("<|im_start|>tool\n", "<|im_end|>")}
 _INTERNVL = Template(
     _CHATML,
     "\n",
@@ -284,6 +284,7 @@ _INTERNVL = Template(
     frame="Frame{}: <image>",
     frame_separator="\n",
 )
+_TOOL = {"tool": ("<|im_start|>tool\n", "<|im_end|>")}
 
 TEMPLATES = MappingProxyType(
     {
@@ -309,7 +310,7 @@ TEMPLATES = MappingProxyType(
             stop=("<|end|>",),
             image_separator="",
         ),
-        "internvl": _INTERNVL,  # of transformers' folders
+        "internvl": replace(_INTERNVL, blocks=_CHATML | _TOOL),  # of transformers' folders
         "internvl2_5": _INTERNVL,  # this one and the next have the names of the published folders
         "Hermes-2": replace(_INTERNVL, separator="", ends_with_separator=False),
     }

@@ -165,26 +165,22 @@ def split_content(content, request, vita, known):
     config, has_video = vita.config, request.video is not None
     counts = {IMAGE: len(request.images), VIDEO: int(has_video), AUDIO: len(request.audios)}
     text = place_media(content, counts[IMAGE], counts[AUDIO], config.template, videos=counts[VIDEO])
-    placeholders = [placeholder for placeholder, n in counts.items() if n]
-    for placeholder in placeholders:
-        check_placeholders(text, placeholder, counts[placeholder])
-    images = [[medium("image", load_image(x, request, config), config, known)] for x in request.images]
+    for placeholder, n in counts.items():
+        if n:
+            check_placeholders(text, placeholder, n)
+    images = [medium("image", load_image(x, request, config), config, known) for x in request.images]
     frames = [medium("frame", x, config, known) for x in load_video(request, config)] if has_video else []
-    sounds = [[medium("audio", load_audio(x, config), config, known)] for x in request.audios]
-    media = {IMAGE: iter(images), VIDEO: iter([frames]), AUDIO: iter(sounds)}
-    parts = []
+    sounds = [medium("audio", load_audio(x, config), config, known) for x in request.audios]
+    before = text.partition(VIDEO)[0].count(IMAGE)
+    text = expand_media(text, config.template, images=len(images), frames=len(frames))
+    media = {IMAGE: [*images[:before], *frames, *images[before:]], AUDIO: sounds}
+    placeholders = [placeholder for placeholder, given in media.items() if given]
+    for placeholder in placeholders:
+        check_placeholders(text, placeholder, len(media[placeholder]))
+    left, parts = {placeholder: iter(given) for placeholder, given in media.items()}, []
     for piece in re.split(f"({'|'.join(placeholders)})", text) if placeholders else [text]:
-        parts += with_marks(piece, next(media[piece]), config.template) if piece in placeholders else [piece]
-    return [part for part in parts if isinstance(part, Medium) or part]
-
-
-def with_marks(placeholder, media, template):
-    """The media of one placeholder, and the texts that the template writes around them."""
-    if placeholder == AUDIO:
-        return media
-    counts = {"images": 1} if placeholder == IMAGE else {"frames": len(media)}
-    first, *texts = expand_media(placeholder, template, **counts).split(IMAGE)
-    return [first, *(part for pair in zip(media, texts) for part in pair)]
+        parts += [next(left[piece])] if piece in placeholders else [piece] * bool(piece)
+    return parts
 
 
 def medium(kind, data, config, known):
@@ -214,7 +210,7 @@ def text_pieces(messages, vita, tools=None, *, system=None, raw=False):
     def write(count):
         if raw:
             return "".join(each["content"] or "" for each in dicts[:count])
-        options = {"system": system, "medium": medium, "tools": tools, "default_system": vita.config.default_system}
+        options = {"system": system, "default_system": vita.config.default_system, "medium": medium, "tools": tools}
         return chat_text(dicts[:count], vita.tokenizer, vita.config.template, **options)
 
     whole, pieces, end = write(len(dicts)), [], 0

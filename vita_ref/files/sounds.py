@@ -131,6 +131,11 @@ def _check_complete(sound, count, head):
             raise ValueError(f"it is cut off: its header says {int(claimed):,} bytes of samples, it has {have:,}")
 
 
+def too_short(source, seconds, least):
+    """The message for a sound that is too short for the audio encoder. ``least`` in milliseconds."""
+    return f"cannot use {name_of(source, 'sound')}: it has {1000 * seconds:.3g} ms; a sound needs at least {least:g} ms"
+
+
 def check_rate(rate):
     """Refuses a sample rate outside the limits, NaN, and what is no number."""
     try:
