@@ -36,6 +36,7 @@ READING = {  # the files that a learner reads: each imports files further up in 
     "stream": set(),
     "speech": {"sampling"},
     "loading": {"speech"},
+    "saving": {"config", "loading"},
     "model": {"answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "stream", "vision"},
     "chat": {"answer", "inputs", "prompt", "request", "sampling", "stream"},
     "generate": {"answer", "model"},
@@ -47,10 +48,13 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
     "analysis": {
-        *("audio", "checks", "decoder", "fbank", "files", "image", "inputs", "loading", "masks", "model", "prompt"),
+        *("audio", "checks", "config", "decoder", "fbank", "files", "image", "inputs", "loading", "masks", "model", "prompt"),
         *("request", "sampling", "scale", "speech", "splice", "video"),
     },
     "dialogue": {"checks", "files", "prompt", "request"},
+    "serve": {
+        "answer", "chat", "cli", "dialogue", "files", "inputs", "loading", "model", "sampling",
+    },  # fmt: skip
     "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale", "voice"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
@@ -63,6 +67,7 @@ USES = {  # the sub-packages that a reading file imports at its top
     "loading": {"checks", "files"},
     "model": {"checks"},
     "request": {"checks", "files"},
+    "saving": {"files"},
     "sampling": {"files"},
     "speech": {"files", "voice"},
     "video": {"files"},
@@ -71,10 +76,11 @@ USES_WHEN_CALLED = {  # what is imported inside a function, so that a request th
     "fields": {"files"},
     "loading": {"scale"},
     "chat": {"cli"},
-    "model": {"analysis", "chat", "loading", "voice"},
+    "model": {"analysis", "chat", "loading", "saving", "voice"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
 WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}
+OF_SUB_PACKAGES = {"serve": {"starlette", "uvicorn"}}  # at the top of files that only its command imports
 DISTRIBUTION = {"PIL": "Pillow", "yaml": "pyyaml"}  # where it has another name than the module
 
 
@@ -166,8 +172,9 @@ def test_a_reading_file_imports_only_files_further_up_in_the_table():
 @each_file
 def test_a_library_that_not_every_request_needs_is_imported_when_it_is_called(file):
     tree = parsed(file)
-    assert libraries(at_the_top(tree)) <= AT_THE_TOP
-    assert libraries(tree) <= AT_THE_TOP | WHEN_CALLED
+    own = OF_SUB_PACKAGES.get(file.parent.name, set())
+    assert libraries(at_the_top(tree)) <= AT_THE_TOP | own
+    assert libraries(tree) <= AT_THE_TOP | WHEN_CALLED | own
 
 
 def test_importing_the_package_and_the_command_line_loads_no_such_library():

@@ -67,7 +67,8 @@ def run_answers(vita, read, rows, options, control, cache=None):
     try:
         if control.reason:
             raise Stopped(control.reason)
-        x = read()
+        with vita.generation_products():
+            x = read()
         check_inputs(x)
         for each, segments in zip(answers, x.segments):
             each.segments = segments

@@ -183,9 +183,8 @@ class AudioConfig:
                 f"hidden_size of the audio encoder ({self.hidden_size}) must be even and a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})"
             )
-        for name, least in (("frame_length", 2), ("frame_shift", 1)):
-            if int(self.sample_rate * getattr(self, name) / 1000) < least:
-                raise ValueError(f"{name} ({getattr(self, name)} ms) is too short at {self.sample_rate} Hz")
+        if int(self.sample_rate * self.frame_length / 1000) < 2:
+            raise ValueError(f"frame_length ({self.frame_length} ms) is too short at {self.sample_rate} Hz")
 
 
 @dataclass(frozen=True)
@@ -251,6 +250,20 @@ class CodecConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """How the matrices of a decoder are stored, if they are quantised (see ``scale/int8.py`` and ``scale/int4.py``)."""
+
+    method: Literal["int8", "int4"]
+    group_size: Annotated[int, 2, 1024] | None = None  # inputs that share a step, of int4
+    weight_error: Annotated[float, 0, 1e6] | None = None  # measured: root of the mean squared error over that of the weights
+
+    def __post_init__(self):
+        check_fields(self)
+        if (self.method == "int4") == (self.group_size is None) or (self.group_size or 0) % 2:
+            raise ValueError(f"group_size must be an even number for int4 and null for int8, got {self.group_size}")
+
+
+@dataclass(frozen=True)
 class VitaConfig:
     """The parts of a ``Vita`` model (None if the model does not have the part), and the options of its checkpoint."""
 
@@ -272,6 +285,7 @@ class VitaConfig:
     template: Literal["chatml", "vita", "demo", "internvl", "internvl2_5", "Hermes-2"] = "chatml"  # see `TEMPLATES`
     default_system: str | None = None  # the system text of a request without one; None: that of the chat template
     dtype: Literal[DTYPES] = "float32"
+    quantization: QuantizationConfig | None = None  # of the stored weights
     missing: dict = field(default_factory=dict)  # "vision" or "audio" -> why the part could not be read
 
     def __post_init__(self):

@@ -45,7 +45,7 @@ def load_vita(
 
     Args:
         dtype: a torch dtype or its name, also in short (see `DTYPES`); None or "auto" is the config's.
-        quantize: "int8" quantises the decoder's matrices as they are read.
+        quantize: "int8" or "int4" quantises the decoder's matrices as they are read; a quantised folder needs no flag.
         kernels: "plain" uses torch's products, "fast" those committed for this processor (see `scale`), "auto" fast
             ones for generation and plain ones for everything else.
         vision_dir, audio_dir: the folders of a VITA-1.5 checkpoint's vision and audio configs.
@@ -73,7 +73,9 @@ def load_vita(
     options["check_finite"] = check_finite
     options |= scale.install(vita, kernels=kernels, quantize=quantize, split=split, pack=pack)
     checkpoint.load_weights(vita, table, files, **options)
+    vita.folder = folder
     if speech_dir := find_speech(folder, speech_dir):
+        vita.speech_folder = speech_dir
         vita.speech = Speech.from_pretrained(speech_dir, device=device, check_finite=check_finite)
         vita.config = replace(vita.config, speech=vita.speech.decoder.config)
     return vita.eval()

@@ -22,14 +22,7 @@ from .checks.batch import check_cache
 from .checks.media import check_pixels, check_sounds
 from .checks.rows import finite_logits, new_token_room, prepare_rows
 from .decoder import Decoder, next_token_loss
-from .inputs import (
-    Batch,
-    Step,
-    VitaOutput,
-    check_inputs,
-    decoder_inputs,
-    split_options,
-)
+from .inputs import Batch, Step, VitaOutput, check_inputs, decoder_inputs, split_options
 from .masks import last_hidden
 from .prompt import TEMPLATES
 from .request import (
@@ -58,6 +51,7 @@ class Vita(nn.Module):
         self.projector = Projector(v.feature_size, width, v.projector_norm) if v else None
         self.audio = AudioEncoder(config.audio, width) if config.audio else None
         self.speech = None
+        self.folder = self.speech_folder = None  # where loading found the weights
         self.generation_products = contextlib.nullcontext  # loading may choose faster products for generation
         self.prompt_chunk = 512  # positions of a prompt that are read in one pass; None: all of them
 
@@ -70,6 +64,12 @@ class Vita(nn.Module):
         from .loading import load_vita
 
         return load_vita(cls, folder, dtype, device, quantize, **options)
+
+    def save_pretrained(self, folder):
+        """Writes a folder of this project's own kind, tokenizer included. Raises: ValueError if it is not empty."""
+        from .saving import save_vita
+
+        save_vita(self, folder)
 
     # ---- images and sounds to features
 
@@ -211,7 +211,8 @@ class Vita(nn.Module):
             raise ValueError("include_prompt needs input_ids as one tensor [B, S]")
         if sampling.stops:
             raise ValueError("generate gives ids, which stop texts do not end: use respond or stream, or eos_token_id")
-        x = self.inputs(batch, finite=sampling.errors == "raise")
+        with self.generation_products():
+            x = self.inputs(batch, finite=sampling.errors == "raise")
         check_inputs(x)
         new, errors, control = [], {}, Control()
         control.start(sampling.max_seconds)

@@ -20,10 +20,10 @@ from vita_ref.config import AudioConfig, DecoderConfig, VisionConfig
 for name in ("starlette", "uvicorn"):
     pytest.importorskip(name, reason=f"the server needs {name}: pip install 'vita-ref[serve]'")
 
-import uvicorn  # noqa: E402
+import uvicorn
 
-from vita_ref.serve.app import Server  # noqa: E402
-from vita_ref.serve.guard import LOCAL  # noqa: E402
+from vita_ref.serve.app import Server
+from vita_ref.serve.guard import LOCAL
 
 CONFIG = replace(
     VitaConfig.preset("demo"),

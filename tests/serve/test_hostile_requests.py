@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 import soundfile
 from PIL import Image
-from serving import image_part, picture_url, served, sound_part, text_part, tiny_vita, user, wav
+from serving import (
+    image_part,
+    picture_url,
+    served,
+    sound_part,
+    text_part,
+    tiny_vita,
+    user,
+    wav,
+)
 
 from vita_ref.serve import app, limits, media, questions
 from vita_ref.serve.guard import Guard, allowed_hosts, host_of, is_local

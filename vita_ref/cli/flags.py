@@ -103,7 +103,7 @@ def add_model_flags(p):
     p.add_argument("--audio-dir", **folder, help="folder of a VITA-1.5 checkpoint's train.yaml")
     p.add_argument("--speech-dir", **folder, help="folder of the speech weights, with decoder/ and codec/")
     p.add_argument("--dtype", type=dtype, metavar="NAME", help="float32, bfloat16 or float16 (default: the checkpoint's)")
-    p.add_argument("--quantize", choices=["int8"], help="weight-only quantization")
+    p.add_argument("--quantize", choices=["int8", "int4"], help="weight-only quantization of the decoder's matrices")
     p.add_argument("--kernels", choices=["auto", "plain", "fast"], default="auto",
                    help="plain: torch's products; fast: those chosen for this processor class (default: auto)")  # fmt: skip
     p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for long prompts and --batch")

@@ -35,7 +35,8 @@ _MAPPED = 2**26  # bytes copied through one map
 _PAGE = 4096  # bytes: reading one byte of a page loads the whole page
 _BLOCK = 2**24  # numbers that are compared or checked at once
 _FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes in a header that weights may have
-_COUNTERS = ("I64", "I32")  # and those that the counter of a batch norm may have
+_OTHERS = {torch.long: ("I64", "I32"), torch.int8: ("I8",), torch.uint8: ("U8",)}  # counters, and quantised weights
+_STEPS = "weight_scale"  # of quantised weights: they keep their dtype
 _NOT_WEIGHTS = "rotary_emb.inv_freq"  # a table that old checkpoints store; it follows from the config
 
 
@@ -110,7 +111,7 @@ def module_names(module, table):
     return names
 
 
-def _groups(names):
+def pieces_of(names):
     """The result of `module_names` the other way round: name in the module -> a list of the names in the checkpoint."""
     groups = {}
     for name, own in names.items():
@@ -124,8 +125,10 @@ def _piece_shape(tensor, pieces):
     return shape if pieces == 1 else [shape[0] // pieces, *shape[1:]]
 
 
-def _join(name, stored, group, pieces):
+def joined(name, stored, group, pieces):
     """The tensor whose rows a group of stored ones has, or None as long as ``pieces`` lacks one of them."""
+    if len(group) == 1:
+        return stored
     pieces[name] = stored.clone()
     return torch.cat([pieces.pop(each) for each in group]) if pieces.keys() >= set(group) else None
 
@@ -182,7 +185,7 @@ def check_fits(module, table, files, ignored=()):
     Raises: ValueError that lists the faults with their files.
     """
     names, state = module_names(module, table), module.state_dict()
-    groups = _groups(names)
+    groups = pieces_of(names)
     expected = {name: _piece_shape(state[own], len(groups[own])) for name, own in names.items()}
     stored, dtypes = {}, {}
     for file in sorted(set(files.values())):
@@ -194,7 +197,7 @@ def check_fits(module, table, files, ignored=()):
     unread = {n for n in files if n.startswith(tuple(ignored)) or n.endswith(_NOT_WEIGHTS)}
     surplus = [n for n in files if n not in names and n not in unread]
     misshapen = [n for n in names if n in files and stored[n] != expected[n]]
-    kinds = {n: _COUNTERS if state[own].dtype == torch.long else _FLOATS for n, own in names.items()}
+    kinds = {n: _OTHERS.get(state[own].dtype, _FLOATS) for n, own in names.items()}
     other = [n for n in names if n in files and dtypes[n] not in kinds[n]]
     faults = {
         "missing": [f"{n} {expected[n]} (expected in {places})" for n in names if n not in files],
@@ -260,20 +263,21 @@ def load_weights(
     """
 
     def stays_mapped(stored):
-        return mmap and stored.is_floating_point() and dtype in (None, stored.dtype)
+        return mmap and (dtype in (None, stored.dtype) if stored.is_floating_point() else stored.dtype == torch.int8)
 
     def put(own, stored, mapped):
         if mapped:  # load every page now, so that the first answer does not wait for the disk
             stored.flatten()[:: _PAGE // stored.itemsize].sum()
         if part is not None:
             stored = part(own, stored)
-        to = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
         path, _, leaf = own.rpartition(".")
-        assign(module.get_submodule(path), leaf, stored.to(device, to, copy=not mapped))
+        keeps = dtype is None or not stored.is_floating_point() or leaf == _STEPS
+        copy = not mapped and stored.dtype != torch.uint8  # four-bit weights are reordered, which copies them
+        assign(module.get_submodule(path), leaf, stored.to(device, stored.dtype if keeps else dtype, copy=copy))
 
     names = check_fits(module, table, files, ignored)
     wanted = [name for name in files if name in names]
-    groups, pieces, done = _groups(names), {}, 0
+    groups, pieces, done = pieces_of(names), {}, 0
     for file in sorted({files[name] for name in wanted}):
         for name, stored in read_tensors(file, [n for n in wanted if files[n] == file], stays_mapped):
             if check_finite:
@@ -281,7 +285,7 @@ def load_weights(
             group = groups[names[name]]
             if len(group) == 1:
                 put(names[name], stored, stays_mapped(stored))
-            elif (whole := _join(name, stored, group, pieces)) is not None:
+            elif (whole := joined(name, stored, group, pieces)) is not None:
                 put(names[name], whole, False)
             del stored  # a reference would keep this map open while the next one is read
             done += 1
@@ -294,15 +298,19 @@ def read_tensors(file, names, stays_mapped):
     """Yields the name and tensor of each of ``names`` in a file, in the memory-mapped file.
 
     Unless ``stays_mapped(tensor)``, a tensor must be copied before the next one is taken: only then can its map be
-    closed.
+    closed. Such tensors and those that stay mapped are read through different maps. Integers come first.
     """
-    names = list(names)
+    with safe_open(file, framework="pt") as opened:
+        names = sorted(names, key=lambda name: opened.get_slice(name).get_dtype() in _FLOATS)
     while names:
-        copied = 0
+        copied = mapped = 0
         with safe_open(file, framework="pt") as opened:
             while names and copied < _MAPPED:
-                name = names.pop(0)
-                stored = opened.get_tensor(name)
-                copied += 0 if stays_mapped(stored) else stored.nbytes
-                yield name, stored
+                stored = opened.get_tensor(names[0])
+                stays = stays_mapped(stored)
+                if copied and stays or mapped and not stays:
+                    del stored
+                    break
+                copied, mapped = (copied, mapped + 1) if stays else (copied + stored.nbytes, mapped)
+                yield names.pop(0), stored
                 del stored

@@ -96,7 +96,7 @@ def _check_unquantized(raw, path):
         method = options.get("quant_method") if isinstance(options, dict) else options
         raise ValueError(
             f"{path}: the weights are quantized with the method {shown(method)}, which is not read here: take the "
-            "checkpoint in bfloat16, float16 or float32 (--quantize int8 quantizes it while it loads)"
+            "checkpoint in bfloat16, float16 or float32 (--quantize int8 or int4 does it while it loads)"
         )
 
 

@@ -8,8 +8,8 @@ Test: ``pytest tests/serve/test_protocol.py``
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -46,7 +46,7 @@ class Server:
     def __init__(self, vita, name, *, hosts, addresses=False, key=None, seconds=MAX_SECONDS):
         self.vita, self.name, self.seconds, self.started = vita, name, seconds, int(time.time())
         self.engine, self.received = Engine(vita), 0
-        self.readers = anyio.CapacityLimiter(READERS)
+        self.readers = ThreadPoolExecutor(READERS, "vita_ref reader")
         self.page, self.page_headers = page(vita, name)
         routes = [
             Route("/", self.get_page),
@@ -62,7 +62,8 @@ class Server:
     @contextlib.asynccontextmanager
     async def lifespan(self, app):
         yield
-        await anyio.to_thread.run_sync(self.engine.close)
+        await asyncio.to_thread(self.engine.close)
+        self.readers.shutdown(wait=False)
 
     # ---- routes
 
@@ -118,30 +119,34 @@ class Server:
             raise ProtocolError("the body must be JSON: Content-Type: application/json", 415)
         kept = []
         try:
-            with anyio.fail_after(BODY_SECONDS):
-                size = 0
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > MAX_DISCARDED_BYTES:
-                        break
-                    if size <= MAX_BODY_BYTES and self.received + len(chunk) <= MAX_ALL_BODY_BYTES:
-                        kept.append(chunk)
-                        self.received += len(chunk)
+            size = await asyncio.wait_for(self.receive(request, kept), BODY_SECONDS)
             if size > MAX_BODY_BYTES:
                 most = f"{MAX_BODY_BYTES:,} bytes: send fewer or smaller pictures and sounds"
                 raise ProtocolError(f"the body has more than {most}", 413)
             if size > sum(map(len, kept)):
                 raise ProtocolError("other requests are being received: try again later", 429, code="rate_limit_exceeded")
             yield await self.in_thread(read_json, b"".join(kept))
-        except TimeoutError:
+        except asyncio.TimeoutError:
             raise ProtocolError(f"the body did not arrive in {BODY_SECONDS} s", 408) from None
         except ClientDisconnect:
             raise ProtocolError("the client has left", 499) from None
         finally:
             self.received -= sum(map(len, kept))
 
+    async def receive(self, request, kept):
+        """Adds the bytes of a body to ``kept`` as far as they are within the limits. Returns how many there are."""
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > MAX_DISCARDED_BYTES:
+                break
+            if size <= MAX_BODY_BYTES and self.received + len(chunk) <= MAX_ALL_BODY_BYTES:
+                kept.append(chunk)
+                self.received += len(chunk)
+        return size
+
     async def in_thread(self, function, *arguments):
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=self.readers)
+        return await asyncio.get_running_loop().run_in_executor(self.readers, function, *arguments)
 
     def check_model(self, name):
         """Refuses another model than the one that there is."""
@@ -220,7 +225,7 @@ class Events:
         while True:
             try:
                 event = await asyncio.wait_for(self._queue.get(), seconds)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 yield None
                 continue
             yield event

@@ -48,7 +48,7 @@ def host_of(header):
     """The name in a ``Host`` header, without its port. None if it is damaged."""
     if header.startswith("["):
         name, bracket, port = header[1:].partition("]")
-        port = port[1:] if port.startswith(":") else port
+        port = port.removeprefix(":")
     else:
         name, bracket, port = header.partition(":")[0], "]", header.partition(":")[2]
     return name.lower() if bracket and name and (not port or port.isdigit() and len(port) < 6) else None
