@@ -224,7 +224,7 @@ BREAKS = {  # what is broken: the first name that differs in a deep trace, and i
     break_class_token: ("vision.0.embeddings", "vision.0.embeddings"),
     break_shuffle: ("vision.0.tower", "vision.0.tower"),
     break_projector: ("vision.0.projector", "vision.0.projector"),
-    break_adapter: ("audio.0.adapter", "audio.0.adapter"),
+    break_adapter: ("audio.0.adapter.activation", "audio.0.adapter"),
     break_vision_mlp: ("vision.0.layers.01.mlp", "vision.0.layers.01"),
     break_audio_mlp: ("audio.0.layers.01.mlp", "audio.0.layers.01"),
     break_head: ("logits", "logits"),
