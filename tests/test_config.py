@@ -19,8 +19,8 @@ from vita_ref.config import (
     YarnConfig,
 )
 from vita_ref.files.checkpoint import find_tensors, module_names, read_shapes
+from vita_ref.files.names import PREFIXES
 from vita_ref.files.tokenizer import load_tokenizer
-from vita_ref.loading import PREFIXES
 from vita_ref.prompt import TEMPLATES
 
 DEMO = Path(__file__).parents[1] / "weights" / "demo"

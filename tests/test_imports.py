@@ -32,11 +32,14 @@ READING = {  # the files that a learner reads: each imports files further up in 
     "prompt": set(),
     "inputs": {"audio", "cache", "masks", "splice", "video"},
     "request": {"audio", "fbank", "image", "inputs", "prompt", "splice", "video"},
-    "answer": {"prompt"},
+    "answer": {"inputs", "prompt"},
+    "stream": set(),
     "speech": {"sampling"},
     "loading": {"speech"},
-    "model": {"answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "vision"},
-    "generate": {"model"},
+    "saving": {"config", "loading"},
+    "model": {"answer", "audio", "decoder", "inputs", "masks", "prompt", "request", "sampling", "stream", "vision"},
+    "chat": {"answer", "inputs", "prompt", "request", "sampling", "stream"},
+    "generate": {"answer", "model"},
     "__init__": {"cache", "config", "model", "splice"},
 }
 SUB_PACKAGES = {  # what a learner skips: the files and packages that each of them imports
@@ -44,11 +47,16 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
     "checks": {"cache", "files"},
     "voice": {"cache", "decoder", "masks"},
     "scale": {"decoder", "files"},
-    "analysis": {"audio", "files", "loading", "model", "request", "scale", "speech"},
-    "cli": {"analysis", "checks", "files", "loading", "request", "sampling", "scale", "voice"},
+    "analysis": {
+        *("audio", "checks", "config", "decoder", "fbank", "files", "image", "inputs", "loading", "masks", "model", "prompt"),
+        *("request", "sampling", "scale", "speech", "splice", "video"),
+    },
+    "dialogue": {"checks", "files", "prompt", "request"},
+    "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale", "voice"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
     "answer": {"files"},
+    "chat": {"checks", "dialogue", "files"},
     "fbank": {"files"},
     "generate": {"cli"},
     "image": {"files"},
@@ -56,6 +64,7 @@ USES = {  # the sub-packages that a reading file imports at its top
     "loading": {"files"},
     "model": {"checks"},
     "request": {"checks", "files"},
+    "saving": {"files"},
     "sampling": {"files"},
     "speech": {"files", "voice"},
     "video": {"files"},
@@ -63,7 +72,8 @@ USES = {  # the sub-packages that a reading file imports at its top
 USES_WHEN_CALLED = {  # what is imported inside a function, so that a request that does not need it does not load it
     "fields": {"files"},
     "loading": {"scale"},
-    "model": {"loading", "voice"},
+    "chat": {"cli"},
+    "model": {"analysis", "chat", "loading", "saving", "voice"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}
 WHEN_CALLED = {"sentencepiece", "tokenizers", "PIL", "soundfile", "soxr", "av", "yaml", "tqdm", "jinja2"}

@@ -61,10 +61,11 @@ def test_a_model_is_loaded_in_the_dtype_of_the_given_name():
         ({"dtype": 32}, "dtype must be .*, got 32"),
         ({"device": "banana"}, "the device 'banana' cannot be used"),
         ({"device": "meta:0"}, "the device meta has no values"),
-        ({"quantize": "int3"}, "quantize must be None or 'int8', got 'int3'"),
+        ({"quantize": "int3"}, "quantize must be None, 'int8' or 'int4', got 'int3'"),
         ({"kernels": "faster"}, "kernels must be one of auto, plain, fast, got 'faster'"),
         ({"kernels": None}, "kernels must be one of auto, plain, fast, got None"),
         ({"quantize": "int8", "pack": True}, "int8 weights cannot be packed"),
+        ({"quantize": "int4", "pack": True}, "int4 weights cannot be packed"),
     ],
 )
 def test_an_unknown_option_is_refused_before_the_folder_is_read(tmp_path, options, message):
@@ -74,12 +75,11 @@ def test_an_unknown_option_is_refused_before_the_folder_is_read(tmp_path, option
 
 @pytest.mark.parametrize("kernels, always", [("plain", None), ("auto", False), ("fast", True)])
 def test_kernels_chooses_which_matrices_have_the_products_of_the_table(kernels, always):
-    """With "auto" only the decoder has them, and uses them within `generation_products` only."""
+    """With "auto" all parts have them, and use them within `generation_products` only."""
     vita = Vita.from_pretrained(kernels=kernels)
     for part in (vita.decoder, vita.vision, vita.projector, vita.audio):
         kinds = {(type(m), getattr(m, "always", None)) for m in part.modules() if isinstance(m, torch.nn.Linear)}
-        plain = always is None or (always is False and part is not vita.decoder)
-        assert kinds == ({(torch.nn.Linear, None)} if plain else {(FastLinear, always)})
+        assert kinds == ({(torch.nn.Linear, None)} if always is None else {(FastLinear, always)})
 
 
 @pytest.mark.parametrize("folder", [5, "", b"demo", ["demo"]])

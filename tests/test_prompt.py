@@ -18,7 +18,7 @@ from vita_ref.prompt import (
     AnswerText,
     Template,
     encode_prompt,
-    expand_video,
+    expand_media,
     place_media,
     render,
     split_state,
@@ -164,7 +164,8 @@ def test_a_template_keeps_copies_of_what_it_was_built_from():
     "arguments, reason",
     [
         ({"messages": user("x"), "template": "llama"}, "no template is named 'llama'; .* chatml, vita, demo"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "no role 'tool', only system, user, assistant"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "no role 'critic', only system, user, assistant, tool"),
+        ({"messages": [{"role": "tool", "content": "x"}], "template": "vita"}, "no role 'tool', only system, user, assistant"),
         ({"messages": user(None)}, "user message must be a string, got NoneType"),
         ({"messages": user("x"), "medium": "sound"}, "got 'sound'"),
         ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "two system texts"),
@@ -243,6 +244,9 @@ def test_other_tensors_than_those_of_torch_are_refused(function):
         ("A <image> and", {"images": 2, "audios": 1}, "vita", "<audio>A <image> and"),
         ("Hear <audio>", {"images": 1, "audios": 1}, "vita", "<image>\nHear <audio>"),
         ("In <video>", {"videos": 1}, "vita", "In <video>"),
+        ("Hi", {"images": 2}, "internvl", "<image>\n<image>\nHi"),
+        ("Hi", {"images": 1, "videos": 1}, "internvl2_5", "<image>\n<video>\nHi"),
+        ("Image-1: <image>\nHi", {"images": 1}, "Hermes-2", "Image-1: <image>\nHi"),
     ],
 )
 def test_placeholders_are_put_in_front_of_a_question_that_has_none_of_their_kind(text, media, template, expected):
@@ -250,14 +254,32 @@ def test_placeholders_are_put_in_front_of_a_question_that_has_none_of_their_kind
 
 
 def test_a_video_is_expanded_to_one_image_per_frame():
-    assert expand_video("a <video> b", 3) == "a <image><image><image> b"
-    assert expand_video("a <video> b", 0) == "a <video> b"
+    assert expand_media("a <video> b", frames=3) == "a <image><image><image> b"
+    assert expand_media("a <video> b") == "a <video> b"
+
+
+def test_internvl_has_tags_around_each_image_and_numbers_frames():
+    """Source: transformers' InternVLProcessor, replace_image_token and replace_video_token."""
+    assert expand_media("<image>\nHi", "internvl", images=1) == "<img><image></img>\nHi"
+    want = "<img><image></img>\nFrame1: <img><image></img>\nFrame2: <img><image></img>\nHi"
+    assert expand_media("<image>\n<video>\nHi", "internvl", images=1, frames=2) == want
+    assert expand_media("a <image> b", "internvl") == "a <image> b"  # without images it is plain text
 
 
 @pytest.mark.parametrize("text, count", [("none", "0 <video> placeholders"), ("<video><video>", "2 <video> placeholders")])
 def test_a_video_without_exactly_one_placeholder_is_refused(text, count):
     with pytest.raises(ValueError, match=f"has {count}, but 1 video was given"):
-        expand_video(text, 4)
+        expand_media(text, frames=4)
+
+
+def test_the_published_templates_of_internvl_differ_in_the_newline_between_messages():
+    """Source: conversation.py of the published folders, sep of Hermes-2 and internvl2_5."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}, {"role": "user", "content": "So"}]
+    start, end = "<|im_start|>", "<|im_end|>"
+    for template, newline in (("internvl2_5", "\n"), ("internvl", "\n"), ("Hermes-2", "")):
+        parts = [f"system\nS{end}", f"user\nHi{end}", f"assistant\nYes{end}", f"user\nSo{end}", "assistant\n"]
+        assert render(messages, system="S", template=template) == start + (newline + start).join(parts)
+        assert render(messages[:1], template=template, add_generation_prompt=False).startswith(f"{start}user\nHi{end}")
 
 
 # ---- the text of an answer

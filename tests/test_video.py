@@ -278,6 +278,17 @@ def test_an_animation_frame_that_stores_only_changes_is_drawn_on_the_frame_befor
     assert np.unique(np.array(second)[:, 24:]).tolist() == [10 * STEP]
 
 
+def test_each_frame_has_its_time_in_the_video(tmp_path):
+    """Frame i of a video of 10 frames per second is at i / 10; of an animation, at the sum of the durations before it."""
+    film = load_frames(write_video(tmp_path / "a.mp4", grey_images(31)))
+    assert [frame.info["seconds"] for frame in film] == pytest.approx([number / 10 for number in numbers(film)])
+    animation = load_frames(save_animation(tmp_path / "a.gif", grey_images(6), [500, 1500, 1000, 1000, 1000, 1000]))
+    starts = [0, 0.5, 2, 3, 4, 5]
+    assert [frame.info["seconds"] for frame in animation] == [starts[number] for number in numbers(animation)]
+    uneven = load_frames(write_film(tmp_path / "b.mkv", [0, 0.4, 1.9, 4.0, 4.1]))
+    assert all(time in (0, 0.4, 1.9, 4.0, 4.1) for time in [round(frame.info["seconds"], 2) for frame in uneven])
+
+
 def test_the_images_of_a_folder_are_frames_in_numeric_order(tmp_path):
     for number in range(12):
         grey_image(number).save(tmp_path / f"frame{number}.png")

@@ -60,7 +60,7 @@ class YarnConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Qwen2 decoder. The speech decoder is the same without biases (``attention_bias=False``)."""
+    """A Qwen2 decoder. The speech decoder is the same without biases; Qwen3 also has ``qk_norm``."""
 
     vocab_size: Vocabulary  # V
     hidden_size: Size  # D
@@ -74,6 +74,7 @@ class DecoderConfig:
     max_position_embeddings: Length = 32768
     tie_word_embeddings: bool = False
     attention_bias: bool = True  # on q, k and v; o never has one
+    qk_norm: bool = False  # an RMSNorm of each head of q and k, as in Qwen3
     rope_scaling: YarnConfig | None = None
 
     def __post_init__(self):
@@ -110,6 +111,7 @@ class VisionConfig:
     shuffle: Annotated[int, 1, 16] = 2  # shuffle x shuffle patches are joined into one position; 1 is no shuffle
     # quirk: Features are multiplied by 0.5: upstream multiplies them by the scale factor of its pixel shuffle.
     feature_scale: Positive = 0.5
+    projector_norm: bool = False  # a LayerNorm in front of the projector, as in InternVL
     image_mean: tuple[Annotated[float, -1e6, 1e6], ...] = (0.485, 0.456, 0.406)  # per channel, of pixels in 0..1
     image_std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
 
@@ -248,6 +250,20 @@ class CodecConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """How the matrices of a decoder are stored, if they are quantised (see ``scale/int8.py`` and ``scale/int4.py``)."""
+
+    method: Literal["int8", "int4"]
+    group_size: Annotated[int, 2, 1024] | None = None  # inputs that share a step, of int4
+    weight_error: Annotated[float, 0, 1e6] | None = None  # measured: root of the mean squared error over that of the weights
+
+    def __post_init__(self):
+        check_fields(self)
+        if (self.method == "int4") == (self.group_size is None) or (self.group_size or 0) % 2:
+            raise ValueError(f"group_size must be an even number for int4 and null for int8, got {self.group_size}")
+
+
+@dataclass(frozen=True)
 class VitaConfig:
     """The parts of a ``Vita`` model (None if the model does not have the part), and the options of its checkpoint."""
 
@@ -262,16 +278,22 @@ class VitaConfig:
     pad_token_id: TokenId | None = None
     tokenizer_padding_side: Literal["right", "left"] = "right"
     tokenizer_model_max_length: Length | None = None
-    image_aspect_ratio: str = "square"
+    image_aspect_ratio: str = "square"  # of video frames: "pad" adds borders, "stretch" distorts, others crop
+    min_tiles: Annotated[int, 1, 1000] = 1  # per image, without the thumbnail
     max_tiles: Annotated[int, 1, 1000] = 12
-    template: Literal["chatml", "vita", "demo"] = "chatml"  # the keys of vita_ref.prompt.TEMPLATES
+    use_thumbnail: bool = True  # behind the tiles of an image, if there are several
+    template: Literal["chatml", "vita", "demo", "internvl", "internvl2_5", "Hermes-2"] = "chatml"  # see `TEMPLATES`
+    default_system: str | None = None  # the system text of a request without one; None: that of the chat template
     dtype: Literal[DTYPES] = "float32"
+    quantization: QuantizationConfig | None = None  # of the stored weights
     missing: dict = field(default_factory=dict)  # "vision" or "audio" -> why the part could not be read
 
     def __post_init__(self):
         check_fields(self)
         if self.image_token_index == self.audio_token_index:
             raise ValueError(f"image_token_index and audio_token_index are both {self.image_token_index}")
+        if self.min_tiles > self.max_tiles:
+            raise ValueError(f"min_tiles ({self.min_tiles}) must be at most max_tiles ({self.max_tiles})")
         if self.vision and self.max_tiles * self.vision.image_size**2 > 2**26:
             raise ValueError(f"max_tiles ({self.max_tiles}) tiles of {self.vision.image_size} pixels squared are too large")
 

@@ -21,7 +21,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.decoder import Decoder
 from vita_ref.files import checkpoint
-from vita_ref.loading import PREFIXES as VITA_PREFIXES
+from vita_ref.files.names import PREFIXES as VITA_PREFIXES
 
 INDEX = "model.safetensors.index.json"
 PREFIXES = {"decoder.": "model.", "decoder.lm_head.": "lm_head.", "stats.": "measured."}

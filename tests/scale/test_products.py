@@ -67,7 +67,7 @@ def test_every_way_gives_the_same_product(name, rows, inputs, outputs, dtype, bl
     g = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(rows, inputs, generator=g).to(dtype), torch.randn(outputs, inputs, generator=g).to(dtype)
     want = x.double() @ weight.double().T
-    with patch("vita_ref.scale.products.BLOCK", block):  # so that `widened` needs several blocks
+    with patch("vita_ref.scale.blocks.BLOCK", block):  # so that `widened` needs several blocks
         out = WAYS[name](x, weight)
     assert out.shape == (rows, outputs) and out.dtype == dtype
     assert (out - want).abs().max() <= TOLERANCE[dtype] * (1 + want.abs().max())
@@ -75,7 +75,7 @@ def test_every_way_gives_the_same_product(name, rows, inputs, outputs, dtype, bl
 
 def test_widened_makes_no_copy_of_the_weight_beyond_a_block(largest):
     x, weight, _ = large(rows=3, dtype=torch.bfloat16)
-    with patch("vita_ref.scale.products.BLOCK", 5_000), largest:
+    with patch("vita_ref.scale.blocks.BLOCK", 5_000), largest:
         WAYS["widened"](x, weight)
     assert largest.count <= weight.nbytes  # slices of the weight count as all of it; in float32 it would be twice that
     with largest:
@@ -248,19 +248,33 @@ def test_plain_fast_and_auto_are_what_the_interface_says(folder):
     assert counts == {"plain": (0, 0), "auto": (0, 3 * linears), "fast": (linears, 3 * linears)}
 
 
-def test_only_fast_reaches_the_vision_tower_and_the_audio_encoder():
-    for kernels, everywhere in (("auto", False), ("fast", True)):
+def test_towers_are_plain_when_they_are_called_and_with_auto_fast_when_an_answer_is_generated():
+    def counts(kernels):
         vita = Vita.from_pretrained("tests/golden/checkpoint", kernels=kernels)
-        for part in (vita.vision, vita.projector, vita.audio):
-            kinds = {type(m) for m in part.modules() if isinstance(m, nn.Linear)}
-            assert (kinds == {FastLinear}) == everywhere
-        assert {type(m) for m in vita.decoder.modules() if isinstance(m, nn.Linear)} == {FastLinear}
+        pixels, bank = torch.randn(1, 3, *[vita.config.vision.image_size] * 2), torch.randn(1, 40, 80)
+        ids = torch.tensor([[1, vita.config.image_token_index, vita.config.audio_token_index]])
+        media = {"images": pixels, "audios": {"audios": bank, "lengths": torch.tensor([40])}}
+
+        def encode(vita):
+            vita.encode_images(pixels), vita.encode_audios(bank, [40])
+
+        def generate(vita):
+            with patch.object(type(vita.decoder), "forward", side_effect=InterruptedError), pytest.raises(InterruptedError):
+                vita.generate(ids, **media, max_new_tokens=1)
+
+        towers = (vita.vision, vita.projector, vita.audio)
+        linears = sum(isinstance(m, nn.Linear) for part in towers for m in part.modules())
+        return asked(vita, encode), asked(vita, generate), linears
+
+    assert counts("plain")[:2] == (0, 0)
+    encoded, generated, linears = counts("auto")
+    assert (encoded, generated) == (0, linears) and counts("fast") == (linears, linears, linears)
 
 
 def test_options_that_do_not_exist_are_refused():
     for options, message in (
         ({"kernels": "quick"}, "kernels must be one of auto, plain, fast, got 'quick'"),
-        ({"quantize": "int7"}, "quantize must be None or 'int8', got 'int7'"),
+        ({"quantize": "int7"}, "quantize must be None, 'int8' or 'int4', got 'int7'"),
         ({"quantize": "int8", "pack": True}, "int8 weights cannot be packed"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -15,15 +15,22 @@ from tools.bench import process, products
 from tools.bench import run as bench
 from vita_ref import KVCache, Vita, VitaConfig
 from vita_ref.analysis import budget
-from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig, VisionConfig
+from vita_ref.config import (
+    AudioConfig,
+    CodecConfig,
+    DecoderConfig,
+    SpeechConfig,
+    VisionConfig,
+)
 from vita_ref.vision import Projector, VisionTower
 
 QWEN = replace(make_checkpoint.QWEN2_HALF_B, decoder=DecoderConfig(300, 48, 80, 3, 6, 2, 8), eos_token_ids=(299,))
 VISION = VisionConfig(24, 40, 2, 3, image_size=56)
-PARTS = replace(bench.PARTS, decoder=DecoderConfig(290, 64, 20, 1, 2, 2, 8), vision=VISION)
+AUDIO = AudioConfig(24, 40, 2, 3, subsampling_size=12)
+PARTS = replace(bench.PARTS, decoder=DecoderConfig(290, 64, 20, 1, 2, 2, 8), vision=VISION, audio=AUDIO)
 SPEECH = SpeechConfig(30, 1, DecoderConfig(34, 32, 56, 2, 4, 4, 8, rope_theta=1e4, attention_bias=False))
 CODEC = CodecConfig(30, (1, 2), (4, 3), (8, 5), 16, (3, 5), ((1, 2), (1, 3)))
-SMALL = {"prompt": 11, "new": 4, "lengths": (7, 13), "megabytes": 2, "square": 32, "words": 5, "codes": 90}
+SMALL = {"prompt": 11, "new": 4, "lengths": (7, 13), "megabytes": 2, "square": 32, "words": 5, "codes": 90, "frames": 40, "short": 6}
 
 
 class Here:
@@ -98,12 +105,17 @@ FIGURES = {  # side, how it was loaded, rows -> figures
     ("ours", None, 4): {"decode": 24},
     ("ours", "packed", 1): {"decode": 8, "prefill": 120},
     ("ours", "packed", 4): {"decode": 32},
-    ("ours", "int8", 1): {"decode": 15},
+    ("ours", "int8", 1): {"decode": 15, "prefill": 90},
+    ("ours", "int4", 1): {"decode": 30, "prefill": 70},
+    ("ours", None, "growth"): {"bytes": 1e6},
+    ("ours", "int8", "growth"): {"bytes": 2e6},
+    ("ours", "int4", "growth"): {"bytes": 3e6},
     ("theirs", None, 1): {"decode": 4, "prefill": 80},
     ("theirs", None, 4): {"decode": 16},
     ("limits", None, "bus"): {"bytes_per_s": 1e9},
     ("limits", None, "matmul"): {"flops": 3e9},
     ("ours", None, "picture"): {"tile_s": 1},
+    ("ours", None, "sound"): {"sound_s": 2},
     ("ours", None, "speak"): {"tokens": 30, "sound_s": 4, "vocode_s": 1, "stream_s": 2, "first_s": 0.5},
 }
 
@@ -119,7 +131,7 @@ class Fixed:
             self.option = arguments[2] if len(arguments) > 2 else None
             return {}
         key = self.who, self.option, arguments[1] if task == "tokens" else task
-        self.turns[key] = turn = self.turns.get(key, -1) + 1
+        self.turns[key, arguments] = turn = self.turns.get((key, arguments), -1) + 1
         return {name: value * (turn or 1e6) for name, value in FIGURES[key].items()}
 
     def __enter__(self):
@@ -137,10 +149,12 @@ EXPECTED = {
     "bus": [(3, None)],
     "decode": [(20, 10 / 4), (20 * 2 * READ, 10 * 2 * READ)],
     "float32": [(20, 10 / 4), (20 * 4 * READ, 10 * 4 * READ)],
-    "prefill": [(200, 100 / 80)],
+    "prefill": [(200, 100 / 80), (200, 100 / 80)],
     "batch": [(48, 24 / 16), (48, 24 / 10)],
     "packed": [(240, 120 / 80), (16, 8 / 4), (64, 32 / 16), (64, 32 / 10)],
-    "int8": [(30, 15 / 10)],
+    "int8": [(30, 15 / 10), (180, 90 / 100)],
+    "int4": [(60, 30 / 10), (140, 70 / 100)],
+    "sound": [(4, 1)],
     "speech": [(60, None), (1 / 4, 4), (2 / 4, 2), (1.0, None)],
 }
 
@@ -155,18 +169,37 @@ def test_a_row_has_the_median_of_the_turns_that_count_and_the_ratio_of_each(fold
         assert (row.met is None) == (row.goal is None)
 
 
+def test_what_a_prompt_needs_is_compared_with_the_largest_matrix(folders):
+    largest = 2 * QWEN.decoder.vocab_size * QWEN.decoder.hidden_size
+    for row, grown in zip(bench.Bench(*folders, Fixed, 3, SMALL).growth(), (1e6, 2e6, 3e6)):
+        assert row.ratios == pytest.approx([k * grown / largest for k in (1, 2, 3)])
+
+
+@pytest.mark.parametrize("kind, column", [("avx2", 0), ("avx512_vnni", 0), ("avx512_bf16", 1), ("amx", 1), ("other", 0)])
+def test_goals_are_those_of_the_class_of_processor(folders, monkeypatch, kind, column):
+    monkeypatch.setattr(bench, "processor_class", lambda: kind)
+    [row, _] = bench.Bench(*folders, Fixed, 3, SMALL).int4()
+    assert row.goal == bench.GOALS["decode, int4"][column]
+
+
+def test_the_memory_of_a_prompt_is_its_peak_over_what_was_there(folders):
+    side = process.Ours()
+    side.load(str(folders[0]), "bfloat16", "int4")
+    assert 0 <= side.growth(6)["bytes"] < 1e9
+
+
 def test_the_speed_of_speech_is_compared_with_that_of_its_sound(folders):
     row = bench.Bench(*folders, Fixed, 3, SMALL).speech()[0]
     assert row.other == pytest.approx(CODES) and row.ratios == pytest.approx([30 * k / CODES for k in (1, 2, 3)])
 
 
 def test_the_products_of_a_tile_are_compared_with_those_of_a_square(folders):
-    for row in bench.Bench(*folders, Fixed, 3, SMALL).picture()[1::2]:
+    for row in bench.Bench(*folders, Fixed, 3, SMALL).picture()[1:]:
         assert row.ours == pytest.approx(TILE / 2)  # of TILE in 1, 2 and 3 seconds
         assert row.other == 6 and row.ratios == pytest.approx([TILE / k / (3 * k) for k in (1, 2, 3)])
 
 
-@pytest.mark.parametrize("name", ["bus", "decode", "picture", "speech"])
+@pytest.mark.parametrize("name", ["bus", "decode", "picture", "sound", "int4", "speech"])
 def test_real_sides_answer_with_the_figures_that_the_rows_need(folders, name):
     for row in getattr(small_bench(folders, [], missing=("theirs",)), name)():
         assert row.ours > 0 and all(ratio > 0 for ratio in row.ratios)
@@ -279,15 +312,15 @@ def test_sides_take_turns_and_do_only_once_what_two_rows_need(folders):
     work.decode()
     turn = [("limits", "bus"), ("ours", "tokens"), ("theirs", "tokens")]
     assert tasks == [("ours", "load"), ("theirs", "load"), *turn, *turn, *turn]
-    work.prefill()
-    assert len(tasks) == 2 + 3 * 3
+    work.float32(), work.decode()
+    assert len(tasks) == 2 * (2 + 3 * 3)
 
 
 def test_without_transformers_our_figures_stand_alone(folders):
     work = small_bench(folders, [], missing=("theirs",))
     rows = [*work.decode(), *work.prefill(), *work.batch(), *work.load(), *work.memory()]
     alone = [row for row in rows if row.other == bench.MISSING]
-    assert len(alone) == 7 and all(row.ours > 0 and row.met is None and not row.ratios for row in alone)
+    assert len(alone) == 8 and all(row.ours > 0 and row.met is None and not row.ratios for row in alone)
     assert "transformers is not installed" in bench.line(bench.cells(alone[0]))
 
 

@@ -51,7 +51,8 @@ class Ours:
         self.library, self.imports = vita_ref.Vita, resident("VmRSS")
 
     def load(self, folder, dtype, option=None):
-        start, options = CLOCK(), {None: {}, "int8": {"quantize": "int8"}, "packed": {"pack": True}}[option]
+        options = {"packed": {"pack": True}}.get(option, {"quantize": option})
+        start = CLOCK()
         self.vita = self.library.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
         return {"late_s": 0.0, "load_s": CLOCK() - start}
 
@@ -64,14 +65,29 @@ class Ours:
     def memory(self):
         return {"imports": self.imports, "peak": resident("VmHWM")}
 
+    def growth(self, prompt):
+        """Bytes that a prompt needs at its peak, in addition to what was resident before it."""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
+        self.tokens(prompt, 1, 1)
+        return {"bytes": resident("VmHWM") - before}
+
     def picture(self):
-        """One tile through the vision tower and the projector."""
+        """One tile through the vision tower and the projector, as when an answer is generated."""
         size = self.vita.config.vision.image_size
         pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
-        with torch.inference_mode():
+        with torch.inference_mode(), self.vita.generation_products():
             start = CLOCK()
             self.vita.encode_images(pixels)
         return {"tile_s": CLOCK() - start}
+
+    def sound(self, frames):
+        """A sound of so many frames through the audio encoder, as when an answer is generated."""
+        bank = torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode(), self.vita.generation_products():
+            start = CLOCK()
+            self.vita.encode_audios(bank, [frames])
+        return {"sound_s": CLOCK() - start}
 
     def speak(self, words, count):
         """A sentence: its codec tokens alone, the vocoder alone, and both as a stream that may be split anywhere."""

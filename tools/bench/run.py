@@ -44,12 +44,13 @@ from vita_ref.analysis import budget
 from vita_ref.config import CodecConfig, DecoderConfig, SpeechConfig
 from vita_ref.files.folders import read_config
 from vita_ref.files.speech import read_codec_config
-from vita_ref.scale.products import processor_class
+from vita_ref.scale.products import BFLOAT16_UNITS, processor_class
 from vita_ref.speech import Speech
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, VISION = make_checkpoint.QWEN2_HALF_B, VitaConfig.preset("vita-1.5").vision
-PARTS = VitaConfig(DecoderConfig(640, 3584, 64, 1, 2, 2, 64), VISION, eos_token_ids=(5,), template="demo")
+AUDIO = VitaConfig.preset("vita-1.5").audio
+PARTS = VitaConfig(DecoderConfig(640, 3584, 64, 1, 2, 2, 64), VISION, AUDIO, eos_token_ids=(5,), template="demo")
 SPEECH = SpeechConfig(1024, 2, DecoderConfig(1028, 896, 4864, 4, 14, 14, 64, rope_theta=1e4, attention_bias=False))
 CODEC = CodecConfig(1024, (0,) * 8, (8, 5, 5, 3), (16, 11, 11, 5), 512, (3, 7, 11), ((1, 3, 5),) * 3)
 SIZES = {
@@ -60,8 +61,21 @@ SIZES = {
     "square": 4096,  # multiplied, for the arithmetic units
     "words": 12,  # spoken
     "codes": 200,  # codec tokens of these words: five seconds
+    "frames": 298,  # of a sound of three seconds
+    "short": 64,  # tokens of the prompt whose memory is measured
 }
 MISSING = "transformers is not installed"
+GOALS = {  # what -> the goal on processors without bfloat16 units, and with them
+    "decode, bfloat16": ((">=", 1.7), (">=", 2)),
+    "decode, float32": ((">=", 1.2), (">=", 1.8)),
+    "prefill": ((">=", 4), (">=", 1.05)),
+    "prefill against float32": ((">=", 1), None),
+    "picture": (("<=", 1.1), ("<=", 0.7)),
+    "sound": (("<=", 1.1), ("<=", 0.8)),
+    "decode, int8": ((">=", 1.7), None),
+    "decode, int4": ((">=", 2.2), (">=", 1.5)),
+    "prefill, quantized": ((">=", 0.8), (">=", 0.8)),
+}
 
 
 class Row(NamedTuple):
@@ -80,6 +94,11 @@ class Row(NamedTuple):
             return None
         sign, bound = self.goal
         return statistics.median(self.ratios) >= bound if sign == ">=" else statistics.median(self.ratios) <= bound
+
+
+def goal(what):
+    """The goal of `GOALS` for the class of this processor."""
+    return GOALS[what][processor_class() in BFLOAT16_UNITS]
 
 
 def compared(what, unit, ours, others, goal=None, less_is_better=False):
@@ -199,22 +218,26 @@ class Bench:
         speeds = figures(self.turns(("limits", None, "bus", (self.sizes["megabytes"],)))[0], "bytes_per_s", 1e-9)
         return [Row("memory bus, a plain sum", "GB/s", max(speeds), None)]
 
-    def decode(self, dtype="bfloat16", goal=1.7, share=0.62):
+    def decode(self, dtype="bfloat16", share=0.62):
         bus, ours, theirs = self.against(dtype)
         read = read_elements(self.config) * getattr(torch, dtype).itemsize  # bytes for a token
         rate, speed = figures(ours, "decode"), figures(ours, "decode", read / 1e9)
         return [
-            compared(f"decode, {dtype}", "tokens/s", rate, figures(theirs, "decode"), (">=", goal)),
+            compared(f"decode, {dtype}", "tokens/s", rate, figures(theirs, "decode"), goal(f"decode, {dtype}")),
             compared(f"decode, {dtype}, of the bus", "GB/s", speed, figures(bus, "bytes_per_s", 1e-9), (">=", share)),
         ]
 
     def float32(self):
-        return self.decode("float32", 1.1, 0.85)
+        return self.decode("float32", 0.85)
 
     def prefill(self):
-        _, ours, theirs = self.against("bfloat16")
-        rates = figures(ours, "prefill"), figures(theirs, "prefill")
-        return [compared(f"prefill {self.sizes['prompt']}, bfloat16", "tokens/s", *rates, (">=", 1.3))]
+        wide = self.generates("theirs", "float32")
+        ours, theirs, wide = self.turns(self.generates("ours", "bfloat16"), self.generates("theirs", "bfloat16"), wide)
+        what, rate = f"prefill {self.sizes['prompt']}, bfloat16", figures(ours, "prefill")
+        return [
+            compared(what, "tokens/s", rate, figures(theirs, "prefill"), goal("prefill")),
+            compared("against float32", "tokens/s", rate, figures(wide, "prefill"), goal("prefill against float32")),
+        ]
 
     def batch(self):
         four, theirs = (self.generates(who, "bfloat16", batch=4) for who in ("ours", "theirs"))
@@ -238,10 +261,26 @@ class Bench:
             compared("the same over our batch 1, not packed", "tokens/s", fours, figures(one, "decode"), (">=", 3)),
         ]
 
-    def int8(self):
-        plays = self.generates("ours", "bfloat16", "int8"), self.generates("ours", "bfloat16")
-        rates = (figures(column, "decode") for column in self.turns(*plays))
-        return [compared("decode, int8, over our bfloat16", "tokens/s", *rates, (">=", 1.3))]
+    def int8(self, method="int8"):
+        small, ours = self.turns(self.generates("ours", "bfloat16", method), self.generates("ours", "bfloat16"))
+        decode, prefill = ([figures(c, name) for c in (small, ours)] for name in ("decode", "prefill"))
+        return [
+            compared(f"decode, {method}, over our bfloat16", "tokens/s", *decode, goal(f"decode, {method}")),
+            compared(f"prefill, {method}, likewise", "tokens/s", *prefill, goal("prefill, quantized")),
+        ]
+
+    def int4(self):
+        return self.int8("int4")
+
+    def growth(self):
+        """No second copy of a matrix: what a prompt needs beside the weights, against the largest matrix in bfloat16."""
+        largest, rows = 2 * self.config.vocab_size * self.config.hidden_size, []
+        for method in (None, "int8", "int4"):
+            (found,) = self.turns(("ours", (self.model, "bfloat16", method), "growth", (self.sizes["short"],)))
+            grown = figures(found, "bytes", 1e-9)
+            what = f"memory of a prompt of {self.sizes['short']}, {method or 'bfloat16'}"
+            rows.append(compared(what, "GB", grown, [largest / 1e9] * len(grown), ("<=", 0.5)))
+        return rows
 
     def load(self):
         rounds = [[self.fresh(who, ("tokens", 8, 1, 1)) for who in ("ours", "theirs")] for _ in range(1 + self.pairs)]
@@ -280,16 +319,23 @@ class Bench:
         return rows
 
     def picture(self):
-        config, rows = read_config(self.parts), []
-        flops = tile_flops(config.vision, config.decoder.hidden_size)
-        for dtype in ("bfloat16", "float32"):
-            limit = ("limits", None, "matmul", (dtype, self.sizes["square"]))
-            limit, ours = self.turns(limit, ("ours", (self.parts, dtype), "picture", ()))
-            rates = [flops / 1e9 / s for s in figures(ours, "tile_s")], figures(limit, "flops", 1e-9)
-            seconds = statistics.median(figures(ours, "tile_s"))
-            rows.append(Row(f"picture, a tile of {config.vision.image_size}, {dtype}", "s", seconds, None))
-            rows.append(compared(f"its products, {flops / 1e9:.0f} GFLOP", "GFLOP/s", *rates))
+        config = read_config(self.parts)
+        flops, size = tile_flops(config.vision, config.decoder.hidden_size), config.vision.image_size
+        dtypes = ("bfloat16", "float32")
+        plays = [("ours", (self.parts, dtype), "picture", ()) for dtype in dtypes]
+        plays += [("limits", None, "matmul", (dtype, self.sizes["square"])) for dtype in dtypes]
+        *times, half, full = self.turns(*plays)
+        times = [figures(column, "tile_s") for column in times]
+        rows = [compared(f"picture, a tile of {size}, bfloat16, float32", "s", *times, goal("picture"))]
+        for dtype, seconds, limit in zip(dtypes, times, (half, full)):
+            rates = [flops / 1e9 / s for s in seconds], figures(limit, "flops", 1e-9)
+            rows.append(compared(f"its products in {dtype}, {flops / 1e9:.0f} GFLOP", "GFLOP/s", *rates))
         return rows
+
+    def sound(self):
+        plays = [("ours", (self.parts, dtype), "sound", (self.sizes["frames"],)) for dtype in ("bfloat16", "float32")]
+        times = [figures(column, "sound_s") for column in self.turns(*plays)]
+        return [compared(f"sound of {self.sizes['frames']} frames, bfloat16, float32", "s", *times, goal("sound"))]
 
     def speech(self):
         codec = read_codec_config(Path(self.parts) / "speech/codec/model.json")
@@ -305,7 +351,8 @@ class Bench:
         ]
 
 
-ROWS = ("bus", "decode", "float32", "prefill", "batch", "packed", "int8", "load", "memory", "long", "picture", "speech")
+ROWS = ("bus", "decode", "float32", "prefill", "batch", "packed", "int8", "int4", "growth", "load", "memory", "long")
+ROWS += ("picture", "sound", "speech")
 
 
 # ---- the table

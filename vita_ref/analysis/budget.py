@@ -20,14 +20,16 @@ from safetensors import safe_open
 from torch import nn
 
 from ..audio import BLOCK, encoder_position_count, visible_spans
+from ..config import QuantizationConfig
 from ..files import checkpoint
 from ..files.folders import read_config
+from ..files.names import prefixes
 from ..files.speech import read_codec_config, read_speech_config
 from ..files.tokenizer import load_tokenizer
-from ..loading import PREFIXES, find_speech, unread_prefixes, with_stored_vocabulary
+from ..loading import find_speech, unread_prefixes, with_stored_vocabulary
 from ..model import Vita
 from ..request import count_positions, image_positions, num_patches
-from ..scale import int8
+from ..scale import blocks, int4, quantized_linears
 from ..speech import Speech
 
 STAGES = ("vision", "projector", "audio", "prefill", "decode", "total")
@@ -48,12 +50,15 @@ def meta_model(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
         disk = {"bytes": size, "dtypes": file_dtypes(files), "absent": None}
     except ValueError as error:
         disk = {"bytes": 0, "dtypes": [], "absent": str(error)}
-    config = with_stored_vocabulary(checkpoint.stored_config(config, files), files)
+    table = prefixes(config, files)
+    config = with_stored_vocabulary(checkpoint.stored_config(config, files, table), files)
     tokenizer = load_tokenizer(folder)
     with torch.device("meta"):
         vita = Vita(config, tokenizer)
         if files:
-            checkpoint.check_fits(vita, PREFIXES, files, unread_prefixes(config))
+            if config.quantization:
+                quantized_linears(vita.decoder, stored=config.quantization)
+            checkpoint.check_fits(vita, table, files, unread_prefixes(config, table))
         if speech_dir := find_speech(folder, speech_dir):
             decoder, codec = (Path(speech_dir) / part / "model.json" for part in ("decoder", "codec"))
             vita.speech = Speech(read_speech_config(decoder), read_codec_config(codec))
@@ -80,16 +85,19 @@ def weight_parts(vita):
 
 def count_weights(config, dtype, quantize=None, speech=None):
     """Parameters, bytes and dtype of each part, as `Vita.from_pretrained` stores them in memory, and their sums."""
+    stored = config.quantization
+    if stored is None and quantize:
+        stored = QuantizationConfig(quantize, int4.GROUP if quantize == "int4" else None)
     with torch.device("meta"):
         vita = Vita(config)
         vita.speech = speech
         parts = weight_parts(vita)
         counts = {name: {"parameters": sum(p.numel() for p in part.parameters())} for name, part in parts.items()}
-        if quantize:
-            int8.int8_linears(vita.decoder)
+        if stored:
+            quantized_linears(vita.decoder, stored=stored)
     for name, module in weight_parts(vita).items():
         part_dtype = torch.float32 if name == "speech" else dtype
-        label = quantize if quantize and name in ("layers", "head") else str(part_dtype).removeprefix("torch.")
+        label = stored.method if stored and name in ("layers", "head") else str(part_dtype).removeprefix("torch.")
         counts[name] |= {"bytes": module_bytes(module, part_dtype), "dtype": label}
     return counts | {"total": {key: sum(part[key] for part in counts.values()) for key in ("parameters", "bytes")}}
 
@@ -97,7 +105,8 @@ def count_weights(config, dtype, quantize=None, speech=None):
 def module_bytes(module, dtype):
     """Bytes of a module whose checkpoint is read as ``dtype``. Tensors that no checkpoint stores keep their dtype."""
     stored, tensors = module.state_dict(), dict(module.named_parameters()) | dict(module.named_buffers())
-    dtypes = {n: dtype if n in stored and t.is_floating_point() else t.dtype for n, t in tensors.items()}
+    kept = {n for n, t in tensors.items() if n not in stored or not t.is_floating_point() or n.endswith("weight_scale")}
+    dtypes = {n: t.dtype if n in kept else dtype for n, t in tensors.items()}
     return sum(t.numel() * dtypes[n].itemsize for n, t in tensors.items())
 
 
@@ -190,9 +199,9 @@ def transient_bytes(config, group, lengths, itemsize, quantize):
     audio_rows = len(frames) * encoder_position_count(max(frames)) if frames else 0
     rows = [(d, len(group) * max(lengths)), (v, vision_rows), (a, audio_rows)]
     layer = max(n * (3 * part.intermediate_size + 6 * part.hidden_size) for part, n in rows if n)
-    matrix = d.hidden_size * max(d.intermediate_size, d.vocab_size) if quantize else 0
+    block = 4 * blocks.BLOCK if quantize or config.quantization else 0
     mask = len(group) * max(lengths) ** 2 if len(set(lengths)) > 1 else 0
-    return (max(layer, mask) + matrix) * itemsize + mask  # the mask also exists as booleans
+    return max(layer, mask) * itemsize + block + mask  # the mask also exists as booleans
 
 
 def estimate(config, prepared, *, dtype, quantize=None, pack=False, max_new_tokens=256, group=8, speech=None):

@@ -69,12 +69,12 @@ from ..audio import audio_token_count, encoder_position_count
 def trace(vita, *, deep=False, maps=False, all_logits=False):
     """Yields a dict that is filled while the model runs: name -> copy on the CPU, in the order of computation.
 
-    Generation takes plain products meanwhile, as `Vita.forward` does. ``deep`` also records the intermediates of each layer. ``maps`` also records the attention maps of the decoder, and
+    Generation takes plain products and reads the prompt in one pass meanwhile, as `Vita.forward` does. ``deep`` also records the intermediates of each layer. ``maps`` also records the attention maps of the decoder, and
     selects the eager path for it; its logits equal those of the fused path within rounding.
     ``all_logits`` also records the logits of every position.
     """
-    record, products = {}, vita.generation_products
-    vita.generation_products = nullcontext
+    record, usual = {}, (vita.generation_products, vita.prompt_chunk)
+    vita.generation_products, vita.prompt_chunk = nullcontext, None
 
     def save(name, tensor):
         record[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -87,7 +87,7 @@ def trace(vita, *, deep=False, maps=False, all_logits=False):
             handles += audio_hooks(vita.audio, save, deep)
         yield record
     finally:
-        vita.generation_products = products
+        vita.generation_products, vita.prompt_chunk = usual
         for handle in handles:
             handle.remove()
         for name in [name for name, tensor in record.items() if tensor is None]:  # placeholders of a pass that failed

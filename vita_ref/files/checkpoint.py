@@ -7,7 +7,7 @@
     load_weights   the last two in this order; each tensor gets its dtype and device and becomes a parameter
 
 A table of prefixes maps names: ``{"decoder.": "model."}`` says that ``decoder.norm.weight`` of the module is
-``model.norm.weight`` in the checkpoint. Files are memory-mapped. With ``mmap=True`` tensors that keep their dtype stay
+``model.norm.weight`` in the checkpoint (``names.py`` has those of each kind of folder). Files are memory-mapped. With ``mmap=True`` tensors that keep their dtype stay
 in the map; otherwise each is copied, and the map is closed and reopened every 64 MB, because pages that were read
 count as memory of the process until then.
 
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .messages import escaped, one_line_errors, shown
+from .names import PREFIXES
 from .values import read_json
 
 _INDEX = "model.safetensors.index.json"
@@ -33,8 +34,8 @@ _MAPPED = 2**26  # bytes copied through one map
 _PAGE = 4096  # bytes: reading one byte of a page loads the whole page
 _BLOCK = 2**24  # numbers that are compared or checked at once
 _FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes in a header that weights may have
-_COUNTERS = ("I64", "I32")  # and those that the counter of a batch norm may have
-_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_OTHERS = {torch.long: ("I64", "I32"), torch.int8: ("I8",), torch.uint8: ("U8",)}  # counters, and quantised weights
+_STEPS = "weight_scale"  # of quantised weights: they keep their dtype
 _NOT_WEIGHTS = "rotary_emb.inv_freq"  # a table that old checkpoints store; it follows from the config
 
 
@@ -95,6 +96,7 @@ def _read_header(file):
 
 def module_names(module, table):
     """Checkpoint name -> name in the module, for every tensor of the module. The longest matching prefix is used.
+    Of a tuple of prefixes each has some rows of the tensor, in this order.
 
     Example: the table ``{"decoder.": "model.", "decoder.lm_head.": "lm_head."}`` gives
     ``model.norm.weight -> decoder.norm.weight`` and ``lm_head.weight -> decoder.lm_head.weight``.
@@ -102,16 +104,39 @@ def module_names(module, table):
     names = {}
     for own in module.state_dict():
         prefix = max((p for p in table if own.startswith(p)), key=len)
-        names[table[prefix] + own.removeprefix(prefix)] = own
+        places = table[prefix]
+        names |= {place + own.removeprefix(prefix): own for place in ((places,) if type(places) is str else places)}
     return names
 
 
+def pieces_of(names):
+    """The result of `module_names` the other way round: name in the module -> a list of the names in the checkpoint."""
+    groups = {}
+    for name, own in names.items():
+        groups.setdefault(own, []).append(name)
+    return groups
+
+
+def _piece_shape(tensor, pieces):
+    """The shape of one of several pieces of equally many rows."""
+    shape = list(tensor.shape)
+    return shape if pieces == 1 else [shape[0] // pieces, *shape[1:]]
+
+
+def joined(name, stored, group, pieces):
+    """The tensor whose rows a group of stored ones has, or None as long as ``pieces`` lacks one of them."""
+    if len(group) == 1:
+        return stored
+    pieces[name] = stored.clone()
+    return torch.cat([pieces.pop(each) for each in group]) if pieces.keys() >= set(group) else None
+
+
 @one_line_errors
-def stored_config(config, files):
+def stored_config(config, files, table=PREFIXES):
     """A `VitaConfig` compared with the headers of its files, before anything of its size is built.
 
     A stored head that differs from the embeddings is used although the config says that both are one tensor, as in
-    `transformers`. ``files`` is the result of `find_tensors`, or empty.
+    `transformers`. ``files`` is the result of `find_tensors`, or empty; ``table`` has the prefixes of its names.
 
     Raises: ValueError if the config has more layers than the files have tensors.
     """
@@ -121,10 +146,11 @@ def stored_config(config, files):
                 f"num_hidden_layers of the {name} is {part.num_hidden_layers} in config.json, but the weight files have "
                 f"only {len(files)} tensors: take config.json and weights of the same checkpoint"
             )
-    if not config.decoder.tie_word_embeddings or not {_EMBEDDINGS, _HEAD} <= files.keys():
+    table_name, head = table["decoder."] + "embed_tokens.weight", table["decoder.lm_head."] + "weight"
+    if not config.decoder.tie_word_embeddings or not {table_name, head} <= files.keys():
         return config
-    with safe_open(files[_EMBEDDINGS], framework="pt") as one, safe_open(files[_HEAD], framework="pt") as other:
-        tied = _equal(one.get_slice(_EMBEDDINGS), other.get_slice(_HEAD))
+    with safe_open(files[table_name], framework="pt") as one, safe_open(files[head], framework="pt") as other:
+        tied = _equal(one.get_slice(table_name), other.get_slice(head))
     return replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
 
 
@@ -147,7 +173,8 @@ def check_fits(module, table, files, ignored=()):
     Raises: ValueError that lists the faults with their files.
     """
     names, state = module_names(module, table), module.state_dict()
-    expected = {name: list(state[own].shape) for name, own in names.items()}
+    groups = pieces_of(names)
+    expected = {name: _piece_shape(state[own], len(groups[own])) for name, own in names.items()}
     stored, dtypes = {}, {}
     for file in sorted(set(files.values())):
         header = {n: entry for n, entry in _read_header(file).items() if files.get(n) == file}
@@ -158,7 +185,7 @@ def check_fits(module, table, files, ignored=()):
     unread = {n for n in files if n.startswith(tuple(ignored)) or n.endswith(_NOT_WEIGHTS)}
     surplus = [n for n in files if n not in names and n not in unread]
     misshapen = [n for n in names if n in files and stored[n] != expected[n]]
-    kinds = {n: _COUNTERS if state[own].dtype == torch.long else _FLOATS for n, own in names.items()}
+    kinds = {n: _OTHERS.get(state[own].dtype, _FLOATS) for n, own in names.items()}
     other = [n for n in names if n in files and dtypes[n] not in kinds[n]]
     faults = {
         "missing": [f"{n} {expected[n]} (expected in {places})" for n in names if n not in files],
@@ -224,23 +251,30 @@ def load_weights(
     """
 
     def stays_mapped(stored):
-        return mmap and stored.is_floating_point() and dtype in (None, stored.dtype)
+        return mmap and (dtype in (None, stored.dtype) if stored.is_floating_point() else stored.dtype == torch.int8)
+
+    def put(own, stored, mapped):
+        if mapped:  # load every page now, so that the first answer does not wait for the disk
+            stored.flatten()[:: _PAGE // stored.itemsize].sum()
+        if part is not None:
+            stored = part(own, stored)
+        path, _, leaf = own.rpartition(".")
+        keeps = dtype is None or not stored.is_floating_point() or leaf == _STEPS
+        copy = not mapped and stored.dtype != torch.uint8  # four-bit weights are reordered, which copies them
+        assign(module.get_submodule(path), leaf, stored.to(device, stored.dtype if keeps else dtype, copy=copy))
 
     names = check_fits(module, table, files, ignored)
     wanted = [name for name in files if name in names]
-    done = 0
+    groups, pieces, done = pieces_of(names), {}, 0
     for file in sorted({files[name] for name in wanted}):
         for name, stored in read_tensors(file, [n for n in wanted if files[n] == file], stays_mapped):
             if check_finite:
                 check_finite_values(name, stored, file)
-            mapped = stays_mapped(stored)
-            if mapped:  # load every page now, so that the first answer does not wait for the disk
-                stored.flatten()[:: _PAGE // stored.itemsize].sum()
-            if part is not None:
-                stored = part(names[name], stored)
-            to = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
-            path, _, leaf = names[name].rpartition(".")
-            assign(module.get_submodule(path), leaf, stored.to(device, to, copy=not mapped))
+            group = groups[names[name]]
+            if len(group) == 1:
+                put(names[name], stored, stays_mapped(stored))
+            elif (whole := joined(name, stored, group, pieces)) is not None:
+                put(names[name], whole, False)
             del stored  # a reference would keep this map open while the next one is read
             done += 1
             if progress:
@@ -252,15 +286,19 @@ def read_tensors(file, names, stays_mapped):
     """Yields the name and tensor of each of ``names`` in a file, in the memory-mapped file.
 
     Unless ``stays_mapped(tensor)``, a tensor must be copied before the next one is taken: only then can its map be
-    closed.
+    closed. Such tensors and those that stay mapped are read through different maps. Integers come first.
     """
-    names = list(names)
+    with safe_open(file, framework="pt") as opened:
+        names = sorted(names, key=lambda name: opened.get_slice(name).get_dtype() in _FLOATS)
     while names:
-        copied = 0
+        copied = mapped = 0
         with safe_open(file, framework="pt") as opened:
             while names and copied < _MAPPED:
-                name = names.pop(0)
-                stored = opened.get_tensor(name)
-                copied += 0 if stays_mapped(stored) else stored.nbytes
-                yield name, stored
+                stored = opened.get_tensor(names[0])
+                stays = stays_mapped(stored)
+                if copied and stays or mapped and not stays:
+                    del stored
+                    break
+                copied, mapped = (copied, mapped + 1) if stays else (copied + stored.nbytes, mapped)
+                yield names.pop(0), stored
                 del stored

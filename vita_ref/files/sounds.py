@@ -37,8 +37,8 @@ SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4,
 HEADER_BYTES = 64  # a size of a W64 file includes its header
 
 
-def read_sound(source):
-    """The samples [C, W] float32 of a sound file, and its sample rate.
+def read_sound(source, most_seconds=MAX_SOUND_SECONDS):
+    """The samples [C, W] float32 of a sound file of at most ``most_seconds``, and its sample rate.
 
     Raises: ValueError with the name of the file if it is missing, damaged, too long, shorter than its header says, or
     has samples that are not finite.
@@ -51,8 +51,8 @@ def read_sound(source):
     file, head = _open(source, name)
     try:
         with quiet_stderr(), _whole(soundfile.SoundFile(file), file) as sound:
-            check_length(sound.frames if sound.frames < UNKNOWN_FRAMES else 0, sound.samplerate, sound.channels)
-            samples = _read_blocks(sound)
+            check_length(sound.frames if sound.frames < UNKNOWN_FRAMES else 0, sound.samplerate, sound.channels, most_seconds)
+            samples = _read_blocks(sound, most_seconds)
             _check_complete(sound, samples.shape[1], head)
             rate = sound.samplerate
         check_samples(samples)
@@ -103,13 +103,13 @@ def _content(path):
         return read_bounded(file)
 
 
-def _read_blocks(sound):
+def _read_blocks(sound, most_seconds):
     """All samples [C, W] to the end of the file, whatever its header says. soundfile gives blocks [W, C]."""
     sound.seekable = lambda: False  # soundfile seeks after each block, which fails if the header claims too many samples
     size, blocks, total = max(1, BLOCK // sound.channels), [], 0
     while len(block := sound.read(out=np.empty((size, sound.channels), dtype=np.float32))):
         total += len(block)
-        check_length(total, sound.samplerate, sound.channels)
+        check_length(total, sound.samplerate, sound.channels, most_seconds)
         blocks.append(block.T.copy())  # a copy without the rest of a block that is not full
     if not blocks:
         raise ValueError("it has no samples")
@@ -141,11 +141,11 @@ def check_rate(rate):
         raise ValueError(f"the sample rate must be {MIN_RATE:,} to {MAX_RATE:,} Hz, got {shown(rate)}")
 
 
-def check_length(count, rate, channels):
+def check_length(count, rate, channels, most_seconds=MAX_SOUND_SECONDS):
     """Refuses a sample rate outside the limits, and a sound that is too long."""
     check_rate(rate)
-    if count > MAX_SOUND_SECONDS * rate:
-        raise ValueError(f"it has {count / rate:,.0f} s; at most {MAX_SOUND_SECONDS:,} s are read: cut it")
+    if count > most_seconds * rate:
+        raise ValueError(f"it has {count / rate:,.0f} s; at most {most_seconds:,.0f} s are read: cut it")
     if count * channels > MAX_SOUND_SAMPLES:
         raise ValueError(f"it has {count:,} samples in {channels} channels; at most {MAX_SOUND_SAMPLES:,} are read")
 

@@ -10,9 +10,10 @@ Test: ``pytest tests/scale/test_int8.py``
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..files.checkpoint import set_param
+from . import blocks
+from .products import block_dtype
 
 ROWS = 1024  # quantised at a time, because a float32 copy of a whole head of 152,000 rows would need much memory
 
@@ -41,42 +42,46 @@ def int8_linear(x, weight, scale, bias=None):
     """
     rows = x.reshape(-1, x.shape[-1])  # [rows, inputs]
     aligned = rows.shape[1] % 16 == 0  # with other widths the kernel reads beyond the end of a row
-    if x.dtype == torch.bfloat16 and len(rows) <= 16 and aligned and x.device.type == "cpu":
+    learns = torch.is_grad_enabled() and x.requires_grad  # the kernel gives no gradient
+    if x.dtype == torch.bfloat16 and 0 < len(rows) <= 16 and aligned and x.device.type == "cpu" and not learns:
         out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [rows, outputs]
-    elif x.dtype == torch.float16:  # sums of unscaled integers would overflow float16
-        out = (F.linear(rows.float(), weight.float()) * scale).to(x.dtype)  # [rows, outputs]
     else:
-        out = F.linear(rows, weight.to(x.dtype)) * scale.to(x.dtype)  # [rows, outputs]
+        dtype = block_dtype(x)
+
+        def convert(start, stop, block):
+            return block.view(-1, rows.shape[1]).copy_(weight[start:stop])  # [block, inputs]
+
+        out = blocks.product(rows, len(weight), convert, dtype, scale=scale.to(dtype))  # [rows, outputs]
     if bias is not None:
         out = out + bias  # [rows, outputs]
     return out.view(*x.shape[:-1], -1)
 
 
 class Int8Linear(nn.Module):
-    """A linear map with an int8 weight. `assign` quantises the checkpoint's weight for it."""
+    """A linear map with an int8 weight. `assign` quantises the checkpoint's weight for it, unless it is ``stored`` so."""
 
-    def __init__(self, linear):
+    method = "int8"
+
+    def __init__(self, linear, stored=False):
         super().__init__()
-        device = linear.weight.device
-        self.register_buffer("weight", torch.empty(linear.weight.shape, dtype=torch.int8, device=device))
-        self.register_buffer("scale", torch.empty(len(linear.weight), device=device), persistent=False)
+        like = linear.weight.detach()
+        weight = torch.empty_like(like, dtype=torch.int8 if stored else like.dtype)
+        scale = torch.empty(len(like), dtype=torch.float32, device=like.device)
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", scale, persistent=stored)
         self.bias = linear.bias
 
     def forward(self, x):
-        return int8_linear(x, self.weight, self.scale, self.bias)
+        return int8_linear(x, self.weight, self.weight_scale, self.bias)
 
-
-def int8_linears(decoder):
-    """Replaces the linear maps of a decoder's layers, and its head unless it is tied, by `Int8Linear`."""
-    for owner in [*decoder.modules()]:
-        for name, child in [*owner.named_children()]:
-            if isinstance(child, nn.Linear):
-                setattr(owner, name, Int8Linear(child))
+    def stored_tensors(self):
+        """The tensors of a quantised folder."""
+        return {"weight": self.weight, "weight_scale": self.weight_scale}
 
 
 def assign(owner, leaf, tensor):
-    """Sets one tensor of a checkpoint, as `set_param` does; the weight of an `Int8Linear` is quantised first."""
-    if type(owner) is Int8Linear and leaf == "weight":
-        owner.weight, owner.scale = quantize(tensor)
+    """Sets one tensor of a checkpoint, as `set_param` does; a floating weight of an `Int8Linear` is quantised first."""
+    if type(owner) is Int8Linear and leaf == "weight" and tensor.is_floating_point():
+        owner.weight, owner.weight_scale = quantize(tensor)
     else:
         set_param(owner, leaf, tensor)

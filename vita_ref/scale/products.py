@@ -30,9 +30,9 @@ from torch.nn import functional as F
 
 from ..decoder import TiedHead
 from ..files.checkpoint import set_param
+from . import blocks
 
 LARGE = 100_000  # matrices with fewer elements always use torch's product
-BLOCK = 2**19  # elements of a weight that `widened` converts at a time: 2 MB in float32, which stay in a cache
 FOLD = 4
 ROW_CLASSES = {"1": 1, "2-3": 3, "4": 4, "5-16": 16}  # name -> the largest number of rows; above: "many"
 
@@ -67,13 +67,11 @@ def folded(rows, weight):
 def widened(rows, weight):
     """The product in float32: the weight is converted a block of outputs at a time, and the result is rounded once."""
     outputs, inputs = weight.shape
-    step = max(1, BLOCK // inputs)
-    wide, out = rows.float(), rows.new_empty(len(rows), outputs)
-    block = torch.empty(min(step, outputs), inputs)  # [block, inputs]
-    for start in range(0, outputs, step):
-        part = weight[start : start + step]
-        out[:, start : start + step] = F.linear(wide, block[: len(part)].copy_(part))
-    return out
+
+    def convert(start, stop, block):
+        return block.view(-1, inputs).copy_(weight[start:stop])  # [block, inputs]
+
+    return blocks.product(rows, outputs, convert, torch.float32)
 
 
 WAYS = {"plain": plain, "halves": halves, "folded": folded, "widened": widened}
@@ -87,7 +85,9 @@ TABLE = {  # class of processor -> (dtype, class of rows) -> name; what is not l
         (torch.float32, "1"): "halves",  # 54 GB/s of weights, plain 14 (EPYC Zen 4, two threads)
         (torch.bfloat16, "4"): "folded",  # 19 GB/s of weights, plain 13 (EPYC Zen 4, two threads)
     },
-    "avx512_vnni": {},
+    "avx512_vnni": {  # not measured with tools.bench
+        (torch.bfloat16, "many"): "widened",  # 256 rows 93 to 130 GFLOP/s, plain 46 (two cores, torch 2.13)
+    },
     "avx2": {  # speed against plain: median [least..largest] over sizes of matrices (EPYC Zen 3, one thread)
         (torch.float32, "4"): "halves",  # 1.94 [1.34..2.66]
         (torch.float32, "5-16"): "halves",  # 1.33 [0.91..1.80]
@@ -96,6 +96,9 @@ TABLE = {  # class of processor -> (dtype, class of rows) -> name; what is not l
     },
     "other": {},
 }
+
+
+BFLOAT16_UNITS = ("amx", "avx512_bf16")  # classes of processors that have them
 
 
 @functools.cache
@@ -114,6 +117,18 @@ def processor_class():
     return "avx2" if has("avx2") and not has("avx512") else "other"
 
 
+def block_dtype(x):
+    """The dtype in which rows x are multiplied by a weight that has to be converted anyway (int8, int4).
+
+    It is that of x, but float32 for float16, whose range is too small for sums of integers, and for bfloat16 on
+    processors without bfloat16 units.
+    """
+    if x.dtype == torch.float16:
+        return torch.float32
+    slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and processor_class() not in BFLOAT16_UNITS
+    return torch.float32 if slow else x.dtype
+
+
 def row_class(rows):
     """The name of a number of rows in the table. Example: 1 -> "1", 3 -> "2-3", 17 -> "many"."""
     return next((name for name, most in ROW_CLASSES.items() if rows <= most), "many")
@@ -121,14 +136,19 @@ def row_class(rows):
 
 def choose(x, weight):
     """The function for a product. It depends only on the processor, dtypes, shapes, devices and gradients."""
-    if weight.numel() < LARGE or not weight.is_contiguous() or x.numel() == 0:
-        return plain
-    if x.device.type != "cpu" or weight.device.type != "cpu" or x.dtype != weight.dtype:
-        return plain
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if weight.numel() < LARGE or not has_choice(x, weight):
         return plain
     rows = x.numel() // x.shape[-1]
     return WAYS[TABLE[processor_class()].get((weight.dtype, row_class(rows)), "plain")]
+
+
+def has_choice(x, weight):
+    """Whether another way than torch's may multiply x and a weight, by their devices, dtypes, layout and gradients."""
+    if not weight.is_contiguous() or x.numel() == 0:
+        return False
+    if x.device.type != "cpu" or weight.device.type != "cpu" or x.dtype != weight.dtype:
+        return False
+    return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 
 def linear(x, weight, bias=None):
@@ -161,6 +181,11 @@ def fast_products():
         yield
     finally:
         _inside.reset(token)
+
+
+def in_fast_products():
+    """Whether this thread is in `fast_products`."""
+    return _inside.get()
 
 
 class FastLinear(nn.Linear):
