@@ -19,8 +19,8 @@ from vita_ref.config import (
     YarnConfig,
 )
 from vita_ref.files.checkpoint import find_tensors, module_names, read_shapes
+from vita_ref.files.names import PREFIXES
 from vita_ref.files.tokenizer import load_tokenizer
-from vita_ref.loading import PREFIXES
 from vita_ref.prompt import TEMPLATES
 
 DEMO = Path(__file__).parents[1] / "weights" / "demo"
@@ -79,7 +79,8 @@ def test_a_codec_token_becomes_as_many_samples_as_the_product_of_the_rates():
         (VitaConfig(DECODER), {"audio_token_index": -200}, "image_token_index and audio_token_index are both -200"),
         (VitaConfig(DECODER, VISION), {"max_tiles": 400}, r"max_tiles \(400\) tiles of 448 pixels squared are too large"),
         (AUDIO, {"hidden_size": 15, "num_attention_heads": 3}, r"\(15\) must be even"),
-        (AUDIO, {"sample_rate": 1000, "frame_shift": 0.5}, r"frame_shift \(0.5 ms\) is too short at 1000 Hz"),
+        (AUDIO, {"sample_rate": 1000, "frame_length": 1.5}, r"frame_length \(1.5 ms\) is too short at 1000 Hz"),
+        (AUDIO, {"frame_shift": 0.5}, "frame_shift must be a number of at least 1, got 0.5"),
         (VISION, {"image_mean": (1.0, 2.0)}, "image_mean must have 3 numbers, got 2"),
         (DECODER, {"head_dim": 2**18}, "num_attention_heads x head_dim"),
         (YARN, {"beta_slow": 32.0}, r"beta_fast \(32.0\) must be above beta_slow \(32.0\)"),

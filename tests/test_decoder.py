@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -56,6 +57,7 @@ def decoders(draw):
         rope_theta=draw(st.sampled_from([1e2, 1e4])),
         tie_word_embeddings=draw(st.booleans()),
         attention_bias=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
     )
     return build(config, draw(seeds))
 
@@ -350,6 +352,20 @@ def test_rms_norm_is_x_over_its_root_mean_square(size, eps, scale, seed):
     assert max_error(norm(x), want) < 1e-5
     half = norm.half()(x.half())  # squares beyond 65504 do not overflow: float32 inside
     assert half.dtype == torch.float16 and max_error(half, want) < 2e-2
+
+
+@few
+@given(st.integers(1, 7), seeds)
+def test_qwen3_normalises_each_head_of_q_and_k_before_the_rotation(s, seed):
+    attention = build(replace(TINY, qk_norm=True, attention_bias=False), seed).layers[0].self_attn
+    x, seen = torch.randn(2, s, TINY.hidden_size, generator=seeded(seed)), []
+    attention.core.register_forward_pre_hook(lambda core, args: seen.extend(args[:2]))
+    angles = rope_angles(torch.arange(s)[None], TINY.head_dim, TINY.rope_theta)
+    attention(x, angles, Mask())
+    for got, linear, norm in zip(seen, (attention.q_proj, attention.k_proj), (attention.q_norm, attention.k_norm)):
+        heads = linear(x).unflatten(2, (-1, TINY.head_dim))  # [B, S, heads, K]
+        heads = heads / (heads.square().mean(3, keepdim=True) + TINY.rms_norm_eps).sqrt() * norm.weight
+        assert max_error(got, apply_rope(heads.transpose(1, 2), angles)) < 1e-5
 
 
 @few

@@ -2,16 +2,17 @@
 
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import case
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vita_ref.fbank import FLOOR, FRAME_BLOCK, load_sound, log_mel
+from vita_ref.fbank import BLOCK, FLOOR, load_sound, log_mel
 from vita_ref.files import sounds
 from vita_ref.files.media import MAX_RATE, MIN_RATE
 
@@ -85,7 +86,11 @@ def test_the_filter_bank_of_another_sample_rate_is_near_that_of_upstream(name, b
 
 
 @settings(deadline=None, max_examples=20)
-@given(samples=st.integers(0, 3000))
+@given(samples=st.integers(0, 3000) | st.builds(lambda n, more: 400 + 160 * n + more, st.integers(0, 15), st.integers(-1, 1)))
+@example(399)
+@example(400)
+@example(401)
+@example(560)
 def test_each_whole_frame_gives_a_row(samples):
     rows = sum(1 for start in range(0, samples, 160) if start + 400 <= samples)
     got = log_mel(noise(1, samples), RATE)
@@ -101,12 +106,56 @@ def test_a_longer_recording_adds_rows_and_does_not_change_the_first_ones(samples
     torch.testing.assert_close(whole[: len(start)], start, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("times", [2, 3, 10, 25, 100])
+def test_a_shift_of_n_times_10_ms_gives_every_nth_row(times):
+    x = noise(1, 16000 * 3)
+    got, want = log_mel(x, RATE, frame_shift=10.0 * times), log_mel(x, RATE)[::times]
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("length", [5.0, 50.0, 100.0, 1000.0])
+def test_a_frame_has_as_many_samples_as_its_milliseconds_say(length):
+    size = round(16 * length)
+    assert [len(log_mel(noise(1, n), RATE, frame_length=length)) for n in (size - 1, size, size + 159, size + 160)] == [0, 1, 1, 2]
+
+
+def test_only_another_sample_rate_needs_soxr(monkeypatch):
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    assert log_mel(noise(1, 800), RATE).shape == (3, 80)
+    assert log_mel(noise(1, 800), 8000, target_rate=8000).shape == (8, 80)
+    assert log_mel(noise(1, 0), 8000).shape == (0, 80)
+    with pytest.raises(ValueError, match="resampling 8000 Hz to 16000 Hz needs soxr: pip install soxr"):
+        log_mel(noise(1, 800), 8000)
+
+
 def test_frames_at_the_border_of_two_blocks_are_those_of_a_single_block():
-    x = noise(1, (FRAME_BLOCK + 3) * 160)
-    start = FRAME_BLOCK - 5
+    block = BLOCK // 512
+    x = noise(1, (block + 3) * 160)
+    start = block - 5
     one_block, two_blocks = log_mel(x[:, start * 160 :], RATE), log_mel(x, RATE)
-    assert len(two_blocks) > FRAME_BLOCK and len(one_block) > 5
+    assert len(two_blocks) > block and len(one_block) > 5
     torch.testing.assert_close(two_blocks[start:], one_block, atol=1e-4, rtol=0)
+
+
+def test_long_frames_are_computed_in_smaller_blocks(monkeypatch):
+    x, options = noise(1, 60 * 160), {"frame_length": 200.0}
+    one_block = log_mel(x, RATE, **options)
+    monkeypatch.setattr("vita_ref.fbank.BLOCK", 3 * 4096 + 5)
+    sizes, split = [], torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda x, n: sizes.append(n) or split(x, n))
+    torch.testing.assert_close(log_mel(x, RATE, **options), one_block, atol=1e-4, rtol=0)
+    assert sizes == [3]
+
+
+def test_a_sound_with_too_many_frames_for_its_settings_is_refused_before_they_are_computed():
+    hour = torch.zeros(1, 3600 * RATE)
+    with pytest.raises(ValueError, match=r"3,599,976 frames, whose spectra have 512 numbers each, is too long"):
+        log_mel(hour, RATE, frame_shift=1.0)
+
+
+def test_a_waveform_without_values_is_refused():
+    with pytest.raises(ValueError, match=r"\[1, 16000\] on meta"):
+        log_mel(torch.empty(1, 16000, device="meta"), RATE)
 
 
 def test_only_the_first_channel_is_used():  # quirk

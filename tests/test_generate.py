@@ -128,7 +128,7 @@ def test_streaming_no_stream_json_and_respond_give_the_same_text_after_a_state_m
 ):
     """The loop is replaced by one that gives the bytes of a text, each a token of this tokenizer, and then the end token."""
 
-    def scripted_steps(self, x, options, errors):
+    def scripted_steps(self, x, options, errors, **more):
         for token in [*text.encode(), 299]:
             yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
 
@@ -147,7 +147,7 @@ def test_an_answer_ends_at_the_stop_text_of_the_template(monkeypatch, run, vita_
     assert stop is not None and stop not in vita.config.eos_token_ids
     text = "yes"
 
-    def scripted_steps(self, x, options, errors):
+    def scripted_steps(self, x, options, errors, **more):
         for token in [*text.encode(), stop, *b"no"]:
             yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
 
@@ -173,7 +173,7 @@ def test_a_streamed_answer_is_printed_piece_by_piece(monkeypatch, run):
     """At each step, all text that is complete so far has been printed: UTF-8 characters need several tokens here."""
     printed, output = [], io.StringIO()
 
-    def scripted_steps(self, x, options, errors):
+    def scripted_steps(self, x, options, errors, **more):
         for token in [*"é ok".encode(), 299]:
             yield Step(torch.tensor([token]), torch.zeros(1, 300), torch.tensor([False]))
             printed.append(output.getvalue())

@@ -34,7 +34,7 @@ CONFIG = VitaConfig(
 class WordTokenizer:
     """Each word is one id. `decode` writes the ids as numbers, so that no two ids have the same text."""
 
-    bos_token_id = eos_token_id = system_prompt = None
+    bos_token_id = eos_token_id = system_prompt = chat_template = None
     special_ids, leading_spaces = frozenset(), 1
 
     def __contains__(self, token_id):

@@ -18,7 +18,7 @@ from vita_ref.prompt import (
     AnswerText,
     Template,
     encode_prompt,
-    expand_video,
+    expand_media,
     place_media,
     render,
     split_state,
@@ -164,7 +164,8 @@ def test_a_template_keeps_copies_of_what_it_was_built_from():
     "arguments, reason",
     [
         ({"messages": user("x"), "template": "llama"}, "no template is named 'llama'; .* chatml, vita, demo"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "no role 'tool', only system, user, assistant"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "no role 'critic', only system, user, assistant, tool"),
+        ({"messages": [{"role": "tool", "content": "x"}], "template": "vita"}, "no role 'tool', only system, user, assistant"),
         ({"messages": user(None)}, "user message must be a string, got NoneType"),
         ({"messages": user("x"), "medium": "sound"}, "got 'sound'"),
         ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "two system texts"),
@@ -173,6 +174,30 @@ def test_a_template_keeps_copies_of_what_it_was_built_from():
 def test_messages_that_cannot_be_rendered_are_refused_with_the_reason(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         render(**arguments)
+
+
+roles = st.lists(st.sampled_from(["user", "assistant"]), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["chatml", "vita"]), st.sampled_from(["", "Be brief."]), roles, st.sampled_from([None, "", "Other."]))
+def test_a_conversation_with_a_system_text_of_its_own_has_that_one_and_no_other(template, own, roles, given):
+    messages = [{"role": "system", "content": own}] + [{"role": role, "content": "..."} for role in roles]
+    if given:
+        with pytest.raises(ValueError, match="two system texts"):
+            render(messages, system=given, template=template)
+        return
+    text = render(messages, system=given, template=template)
+    assert text.count("<|im_start|>system") == 1 and text.startswith(f"<|im_start|>system\n{own}<|im_end|>")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["chatml", "vita"]), roles, st.sampled_from([None, "", "Other."]))
+def test_any_other_conversation_has_the_given_or_the_default_system_text_once_in_front(template, roles, given):
+    text = render([{"role": role, "content": "..."} for role in roles], system=given, template=template)
+    expected = TEMPLATES[template].default_system.get("lang", "") if given is None else given
+    assert text.count("<|im_start|>system") == bool(expected)
+    assert text.startswith(f"<|im_start|>system\n{expected}<|im_end|>" if expected else f"<|im_start|>{roles[0]}")
 
 
 # ---- placeholders and ids
@@ -243,6 +268,9 @@ def test_other_tensors_than_those_of_torch_are_refused(function):
         ("A <image> and", {"images": 2, "audios": 1}, "vita", "<audio>A <image> and"),
         ("Hear <audio>", {"images": 1, "audios": 1}, "vita", "<image>\nHear <audio>"),
         ("In <video>", {"videos": 1}, "vita", "In <video>"),
+        ("Hi", {"images": 2}, "internvl", "<image>\n<image>\nHi"),
+        ("Hi", {"images": 1, "videos": 1}, "internvl2_5", "<image>\n<video>\nHi"),
+        ("Image-1: <image>\nHi", {"images": 1}, "Hermes-2", "Image-1: <image>\nHi"),
     ],
 )
 def test_placeholders_are_put_in_front_of_a_question_that_has_none_of_their_kind(text, media, template, expected):
@@ -250,14 +278,32 @@ def test_placeholders_are_put_in_front_of_a_question_that_has_none_of_their_kind
 
 
 def test_a_video_is_expanded_to_one_image_per_frame():
-    assert expand_video("a <video> b", 3) == "a <image><image><image> b"
-    assert expand_video("a <video> b", 0) == "a <video> b"
+    assert expand_media("a <video> b", frames=3) == "a <image><image><image> b"
+    assert expand_media("a <video> b") == "a <video> b"
+
+
+def test_internvl_has_tags_around_each_image_and_numbers_frames():
+    """Source: transformers' InternVLProcessor, replace_image_token and replace_video_token."""
+    assert expand_media("<image>\nHi", "internvl", images=1) == "<img><image></img>\nHi"
+    want = "<img><image></img>\nFrame1: <img><image></img>\nFrame2: <img><image></img>\nHi"
+    assert expand_media("<image>\n<video>\nHi", "internvl", images=1, frames=2) == want
+    assert expand_media("a <image> b", "internvl") == "a <image> b"  # without images it is plain text
 
 
 @pytest.mark.parametrize("text, count", [("none", "0 <video> placeholders"), ("<video><video>", "2 <video> placeholders")])
 def test_a_video_without_exactly_one_placeholder_is_refused(text, count):
     with pytest.raises(ValueError, match=f"has {count}, but 1 video was given"):
-        expand_video(text, 4)
+        expand_media(text, frames=4)
+
+
+def test_the_published_templates_of_internvl_differ_in_the_newline_between_messages():
+    """Source: conversation.py of the published folders, sep of Hermes-2 and internvl2_5."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}, {"role": "user", "content": "So"}]
+    start, end = "<|im_start|>", "<|im_end|>"
+    for template, newline in (("internvl2_5", "\n"), ("internvl", "\n"), ("Hermes-2", "")):
+        parts = [f"system\nS{end}", f"user\nHi{end}", f"assistant\nYes{end}", f"user\nSo{end}", "assistant\n"]
+        assert render(messages, system="S", template=template) == start + (newline + start).join(parts)
+        assert render(messages[:1], template=template, add_generation_prompt=False).startswith(f"{start}user\nHi{end}")
 
 
 # ---- the text of an answer

@@ -278,6 +278,17 @@ def test_an_animation_frame_that_stores_only_changes_is_drawn_on_the_frame_befor
     assert np.unique(np.array(second)[:, 24:]).tolist() == [10 * STEP]
 
 
+def test_each_frame_has_its_time_in_the_video(tmp_path):
+    """Frame i of a video of 10 frames per second is at i / 10; of an animation, at the sum of the durations before it."""
+    film = load_frames(write_video(tmp_path / "a.mp4", grey_images(31)))
+    assert [frame.info["seconds"] for frame in film] == pytest.approx([number / 10 for number in numbers(film)])
+    animation = load_frames(save_animation(tmp_path / "a.gif", grey_images(6), [500, 1500, 1000, 1000, 1000, 1000]))
+    starts = [0, 0.5, 2, 3, 4, 5]
+    assert [frame.info["seconds"] for frame in animation] == [starts[number] for number in numbers(animation)]
+    uneven = load_frames(write_film(tmp_path / "b.mkv", [0, 0.4, 1.9, 4.0, 4.1]))
+    assert all(time in (0, 0.4, 1.9, 4.0, 4.1) for time in [round(frame.info["seconds"], 2) for frame in uneven])
+
+
 def test_the_images_of_a_folder_are_frames_in_numeric_order(tmp_path):
     for number in range(12):
         grey_image(number).save(tmp_path / f"frame{number}.png")
@@ -591,6 +602,11 @@ def test_devices_and_pipes_and_names_with_control_characters_are_refused_in_one_
         ("live.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:2,\n{other}\n"),  # and wait for more
         ("list.ffconcat", "ffconcat version 1.0\nfile {other}\n"),
         ("stream.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
+        ("itself.ffconcat", "ffconcat version 1.0\nfile itself.ffconcat\n"),
+        ("list.pls", "[playlist]\nFile1={other}\n"),
+        ("list.xspf", "<playlist xmlns='http://xspf.org/ns/0/'><track><location>{other}</location></track></playlist>"),
+        ("a.ans", "\x1b[31mred"),
+        ("a.srt", "1\n00:00:00,000 --> 00:00:02,000\nhi\n"),
         ("a.mpd", "<?xml version='1.0'?><MPD><Period><BaseURL>{other}</BaseURL></Period></MPD>"),
     ],
 )
@@ -608,3 +624,48 @@ def test_only_containers_of_videos_are_read_and_no_file_leads_to_another(tmp_pat
     with pytest.raises(ValueError, match=f"cannot read .*{name}") as refused:
         load_frames(str(tmp_path / name))
     assert "\n" not in str(refused.value)
+
+
+def test_a_film_whose_codec_is_not_known_is_refused(tmp_path):
+    path = write_film(tmp_path / "x.mkv", [0, 1, 2], "ffv1")
+    content = path.read_bytes()
+    assert content.count(b"V_FFV1") == 1
+    path.write_bytes(content.replace(b"V_FFV1", b"V_FFX9"))
+    assert "FFmpeg does not know its video codec" in refusal(load_frames, path)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "ts", "avi"])
+def test_a_damaged_film_is_read_or_refused(tmp_path, kind):
+    content = write_film(tmp_path / f"x.{kind}", [i / 30 for i in range(20)], "mpeg4").read_bytes()
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=30), st.floats(0.05, 1))
+    def check(changes, part):
+        damaged = bytearray(content)
+        for place, byte in changes:
+            damaged[place] = byte
+        path = tmp_path / f"damaged.{kind}"
+        path.write_bytes(damaged[: int(len(damaged) * part)])
+        try:
+            assert 1 <= len(load_frames(path, max_frames=3)) <= 3
+        except ValueError as error:
+            assert str(error).isprintable() and len(str(error)) < 400
+
+    check()
+
+
+def test_the_pixels_of_all_chosen_frames_of_a_folder_are_limited(tmp_path, monkeypatch):
+    for i in range(9):
+        Image.new("L", (10, 10)).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(media, "MAX_FOLDER_PIXELS", 400)
+    assert len(load_frames(tmp_path, max_frames=4)) == 4
+    assert "its frames have more than 400 pixels" in refusal(load_frames, tmp_path, max_frames=5)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "missing"])
+def test_what_is_no_file_in_a_folder_of_frames_is_refused(tmp_path, kind):
+    Image.new("L", (9, 9)).save(tmp_path / "1.png")
+    place = tmp_path / "2.png"
+    target = {"device": "/dev/zero", "loop": place, "missing": tmp_path / "nowhere"}.get(kind)
+    os.mkfifo(place) if kind == "pipe" else place.mkdir() if kind == "folder" else place.symlink_to(target)
+    assert "2.png" in refusal(load_frames, tmp_path)

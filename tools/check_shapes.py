@@ -45,6 +45,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import Vita, audio, fbank, image, sampling, video
+from vita_ref.analysis import observe
+from vita_ref.analysis.look import look_at
 from vita_ref.analysis.trace import trace
 from vita_ref.config import (
     AudioConfig,
@@ -58,6 +60,7 @@ from vita_ref.config import (
 from vita_ref.decoder import rope_angles
 from vita_ref.files.cmvn import read_cmvn
 from vita_ref.inputs import Batch
+from vita_ref.request import PreparedRequest
 from vita_ref.scale import int8, products
 from vita_ref.speech import Speech
 from vita_ref.voice import vocoder
@@ -67,6 +70,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "vita_ref"
 COMMENT = re.compile(r"#\s*(?:each\s+)?\[([^\]]*)\]")
 VERDICTS = ("ok", "wrong", "never executed", "vacuous")
 LOCALS = {  # file, or file.function: letters whose local integer has another name
+    "analysis/derived": {"T": "total"},
+    "analysis/occlusion": {"B": "len(rows)", "n": "len(points)", "units": "len(plan.units)", "T": "len(embeds)"},
+    "analysis/occlusion.rows": {"B": "len(units)"},
+    "analysis/occlusion.to_positions": {"n": "len(falls)", "T": "length"},
     "cache.next_positions": {"B": "self.keys.shape[1]", "T": "self.length"},
     "cache.advance": {"S": "n"},
     "decoder": {"H": "heads", "G": "groups"},
@@ -291,6 +298,7 @@ def decoder_letters(d):
     sizes = {"H": d.num_attention_heads, "G": d.num_key_value_heads, "K": d.head_dim, "L": d.num_hidden_layers}
     sizes |= {"D": d.hidden_size, "V": d.vocab_size, "F": d.intermediate_size}
     files = ("decoder", "cache", "masks", "speech", "voice/decoder", "analysis/trace")
+    files += ("analysis/observe", "analysis/derived", "analysis/occlusion")
     return dict.fromkeys(files, sizes) | {"sampling": {"V": d.vocab_size}}
 
 
@@ -363,6 +371,9 @@ def run_generation(vita):
     with trace(vita):
         vita(torch.arange(12).view(3, 4))
     vita.generate(torch.arange(12).view(3, 4), max_new_tokens=2, eos_token_id=(), do_sample=True)
+    ids, side = [1, config.image_token_index, 2, config.audio_token_index], config.vision.image_size
+    look_at(vita, PreparedRequest(torch.tensor(ids), [torch.randn(1, 3, side, side)], sounds["audios"][1:]), answer_ids=[3, 4])
+    observe.pool(torch.randn(5, 17), config.vision, 4)
     vita.tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
     vita.speech = SimpleNamespace(stream=lambda rows, voice: [])
     list(vita.speak_stream("Yes."))

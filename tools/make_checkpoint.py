@@ -2,9 +2,10 @@
 
 Tensors are written one at a time, so the 16.6 GB of a full-size model need a few hundred megabytes of memory.
 ``vita-1.5`` has the layout of the release, with the configs of vision tower and audio encoder in folders of their own;
-``qwen2-7b`` and ``qwen2-0.5b`` that of Hugging Face; ``demo`` and ``documented`` that of this project. The tokenizer
-has the 256 bytes and the special tokens only. Weights are small normal numbers; norms are one. With --quantize the folder
-is one of this project's own whose decoder has random int8 or int4 weights, written as such: 6.9 GB instead of 16.6.
+``internvl3-1b`` and ``internvl3-2b`` that in which InternVL is published; ``qwen2-7b`` and ``qwen2-0.5b`` that of
+Hugging Face; ``demo`` and ``documented`` that of this project. The tokenizer has the 256 bytes and the special tokens
+only. Weights are small normal numbers; norms are one. With --quantize the folder is one of this project's own whose
+decoder has random int8 or int4 weights, written as such: 6.9 GB instead of 16.6.
 """
 
 import argparse
@@ -20,18 +21,26 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vita_ref import Vita, VitaConfig
-from vita_ref.config import DecoderConfig, QuantizationConfig
+from vita_ref.config import DecoderConfig, QuantizationConfig, VisionConfig
 from vita_ref.files.checkpoint import module_names
 from vita_ref.files.folders import config_json
-from vita_ref.loading import PREFIXES
+from vita_ref.files.names import PREFIXES, PUBLISHED
 from vita_ref.scale import int4, quantized_linears
 
 QWEN2_HALF_B = VitaConfig(
     DecoderConfig(151936, 896, 4864, 24, 14, 2, 64), bos_token_id=151643, eos_token_ids=(151645,), dtype="bfloat16"
 )
+INTERNVL3 = VitaConfig(
+    DecoderConfig(151674, 896, 4864, 24, 14, 2, 64), VisionConfig(1024, 4096, 24, 16, feature_scale=1.0, projector_norm=True),
+    bos_token_id=151643, eos_token_ids=(151645,), image_aspect_ratio="stretch", template="internvl2_5", default_system="",
+    dtype="bfloat16",
+)  # fmt: skip
+INTERNVL3_2B = replace(INTERNVL3, decoder=DecoderConfig(151674, 1536, 8960, 28, 12, 2, 128))
+SIZES = {"qwen2-0.5b": QWEN2_HALF_B, "internvl3-1b": INTERNVL3, "internvl3-2b": INTERNVL3_2B}  # not among `PRESETS`
 CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.long: "I64"}
 CODES |= {torch.uint8: "U8", torch.int8: "I8"}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 VISION_FOLDER, AUDIO_FOLDER = "InternViT-300M-448px", "audio-encoder-Qwen2-7B-1107-weight-base-11wh-tunning"
 
 
@@ -98,15 +107,15 @@ def write_shards(folder, tensors, dtype, shard_bytes, seed):
     return total
 
 
-def write_tokenizer(folder, size):
-    """A byte-level tokenizer of ``size`` ids: 256 bytes, fillers that no text has, and ChatML's tokens at the end."""
+def write_tokenizer(folder, size, special=SPECIAL):
+    """A byte-level tokenizer of ``size`` ids: 256 bytes, fillers that no text has, and the special tokens at the end."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*plain}))}
-    first = size - len(SPECIAL)
+    first = size - len(special)
     vocab = {letters[b]: b for b in range(256)} | {f"filler{i}": i for i in range(256, first)}
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    added = {str(first + i): {"content": token, "special": True} for i, token in enumerate(SPECIAL)}
+    added = {str(first + i): {"content": token, "special": True} for i, token in enumerate(special)}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, "eos_token": "<|im_end|>"}))
 
 
@@ -114,8 +123,32 @@ def qwen2_json(config, dtype):
     """A decoder's config with the keys of Hugging Face."""
     c = config.decoder
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    keys += ("num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "tie_word_embeddings")
+    keys += ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "max_position_embeddings", "tie_word_embeddings")
     return {"model_type": "qwen2", "hidden_act": "silu", "torch_dtype": dtype} | {k: getattr(c, k) for k in keys}
+
+
+def intern_vit_json(vision):
+    """A vision tower's config with upstream's keys."""
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    keys += ("num_channels", "layer_norm_eps", "qkv_bias")
+    raw = {"model_type": "intern_vit_6b", "hidden_act": "gelu", "norm_type": "layer_norm", "qk_normalization": False}
+    return raw | {k: getattr(vision, k) for k in keys}
+
+
+def internvl_json(config, dtype):
+    """The config of a published InternVL."""
+    return {
+        "model_type": "internvl_chat", "downsample_ratio": 1 / config.vision.shuffle, "dynamic_image_size": True,
+        "force_image_size": config.vision.image_size, "min_dynamic_patch": config.min_tiles,
+        "max_dynamic_patch": config.max_tiles, "use_thumbnail": config.use_thumbnail, "ps_version": "v2",
+        "select_layer": -1, "template": config.template, "torch_dtype": dtype,
+        "llm_config": qwen2_json(config, dtype) | special_ids(config), "vision_config": intern_vit_json(config.vision),
+    }  # fmt: skip
+
+
+def special_ids(config):
+    """The special ids in a config of Hugging Face."""
+    return {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids)}
 
 
 def write_towers(folder, config):
@@ -123,10 +156,7 @@ def write_towers(folder, config):
     v, a = config.vision, config.audio
     (folder / VISION_FOLDER).mkdir(exist_ok=True)
     (folder / AUDIO_FOLDER).mkdir(exist_ok=True)
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-    keys += ("num_channels", "layer_norm_eps", "qkv_bias")
-    vision = {"model_type": "intern_vit_6b", "hidden_act": "gelu", "norm_type": "layer_norm", "qk_normalization": False}
-    (folder / VISION_FOLDER / "config.json").write_text(json.dumps(vision | {k: getattr(v, k) for k in keys}, indent=1))
+    (folder / VISION_FOLDER / "config.json").write_text(json.dumps(intern_vit_json(v), indent=1))
     bins = a.num_mel_bins
     sub = {"subsampling-rate": 4, "subsampling-input-dim": bins, "subsampling-output-dim": a.subsampling_size}
     enc = {
@@ -154,7 +184,8 @@ def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None, quantiz
     """Writes the folder and returns the size of its weights in bytes. ``config`` replaces the preset's sizes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = config or (QWEN2_HALF_B if preset == "qwen2-0.5b" else VitaConfig.preset(preset))
+    config = config or SIZES.get(preset) or VitaConfig.preset(preset)
+    is_internvl = preset.startswith("internvl")
     dtype = dtype or config.dtype
     if quantize:
         group = int4.GROUP if quantize == "int4" else None
@@ -164,9 +195,13 @@ def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None, quantiz
         if quantize:
             quantized_linears(vita.decoder, stored=config.quantization)
     state = vita.state_dict()
-    tensors = {name: state[own] for name, own in module_names(vita, PREFIXES).items()}
-    if preset in ("vita-1.5", "qwen2-7b", "qwen2-0.5b") and not quantize:
-        raw = qwen2_json(config, dtype) | {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids)}
+    is_internvl = is_internvl and not quantize
+    tensors = {name: state[own] for name, own in module_names(vita, PUBLISHED if is_internvl else PREFIXES).items()}
+    if is_internvl:
+        (folder / "config.json").write_text(json.dumps(internvl_json(config, dtype), indent=1))
+        write_tokenizer(folder, config.eos_token_ids[0] + 1 + len(IMAGE_TOKENS), SPECIAL + IMAGE_TOKENS)
+    elif preset in ("vita-1.5", "qwen2-7b", "qwen2-0.5b") and not quantize:
+        raw = qwen2_json(config, dtype) | special_ids(config)
         if preset == "vita-1.5":
             write_towers(folder, config)
             raw |= {"model_type": "vita-Qwen2", "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": f"/train/{VISION_FOLDER}"}
@@ -182,7 +217,7 @@ def write(folder, preset, dtype=None, shard_gb=2.0, seed=0, config=None, quantiz
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--preset", default="vita-1.5", choices=[*("documented", "vita-1.5", "qwen2-7b", "demo"), "qwen2-0.5b"])
+    parser.add_argument("--preset", default="vita-1.5", choices=["documented", "vita-1.5", "qwen2-7b", "demo", *SIZES])
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--shard-gb", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -106,18 +106,32 @@ BUGS = [
     Mutant("height and width swapped in the shuffle", "vision.py",
            "return x.transpose(2, 3).flatten(3)", "return x.permute(0, 1, 3, 4, 2, 5).flatten(3)", SPLICES),
     Mutant("the last patch dropped for the class token", "vision.py", "x = x[:, 1:]", "x = x[:, :-1]", SPLICES),
+    Mutant("another eps in the norm of InternVL's projector", "vision.py",
+           "nn.LayerNorm(feature_size)", "nn.LayerNorm(feature_size, eps=0.1)", "test_internvl.py"),
+    Mutant("q and k not normalised in Qwen3", "decoder.py",
+           "q, k = self.q_norm(q), self.k_norm(k)", "q = self.q_norm(q)",
+           "test_decoder.py::test_qwen3_normalises_each_head_of_q_and_k_before_the_rotation"),
     # ---- the model
     Mutant("sounds keep their padding", "inputs.py",
            "(e[: audio_token_count(len(bank)) + prompts] for", "(e for", "test_batches.py"),
     Mutant("the first token comes from the last column", "model.py",
            "last_hidden(out.last_hidden_state, mask)", "out.last_hidden_state[:, -1]", "test_batches.py"),
     Mutant("ended rows go on", "model.py", "chosen.masked_fill(ended, padding)", "chosen", "test_batches.py"),
+    # ---- conversations
+    Mutant("a conversation's cache is not cut back", "chat.py", "self._cache.truncate(past)", "pass", "test_chat.py"),
+    Mutant("one id too many is kept in the cache", "chat.py", "zip(known, elements[:-1])", "zip(known, elements)", "test_chat.py"),
+    Mutant("an answer is written again as text", "dialogue/messages.py",
+           "if not message.ids:", "if message.ids:", "test_chat.py"),
+    Mutant("the text before a stop text is cut too early", "answer.py",
+           "len(stop) > n and stop.startswith", "stop.startswith", "test_stream.py"),
     # ---- files
     Mutant("a tensor skipped where the map changes", "files/checkpoint.py",
            "copied += 0 if stays_mapped(stored) else stored.nbytes",
            "copied, names = copied + stored.nbytes, names[copied + stored.nbytes >= _MAPPED :]",
            "files/test_checkpoint.py"),
     Mutant("weights stay mapped without mmap", "files/checkpoint.py", "return mmap and", "return", "files/test_checkpoint.py"),
+    Mutant("q and k swapped where the rows of three tensors are joined", "files/names.py",
+           'for x in "qkv")', 'for x in "kqv")', "test_internvl.py"),
     # ---- scale
     Mutant("halves of a product in the wrong order", "scale/products.py",
            "return pair.flatten(0, 1)", "return pair.flip(0).flatten(0, 1)", "scale/test_products.py"),
@@ -180,8 +194,8 @@ CORRECTIONS = [  # of quirks: each has at least one, with the test that does not
            " self.config.left_chunks)",
            "test_audio.py::test_dynamic_chunks_change_nothing", "mask is the same in every call"),
     Mutant("a token across a placeholder", "prompt.py",
-           "piece_ids = tokenizer(piece).input_ids",
-           "piece_ids = tokenizer(first + piece).input_ids[len(tokenizer(first).input_ids) :]",
+           "piece_ids = encode(piece)",
+           "piece_ids = encode(first + piece)[len(encode(first)) :]",
            "test_prompt.py::test_each_text_beside_a_placeholder_is_encoded_by_itself", "encoded by itself"),
     Mutant("a newline after the last answer", "prompt.py",
            "ends_with_separator=False,\n            stop=(\"<|im_start|>\",)",
@@ -246,7 +260,8 @@ def copy_project(folder):
 def first_failure(tests, folder):
     """The first of the tests that fails in the copy, None if all pass."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--basetemp={folder / 'files'}", *(f"tests/{t}" for t in tests)]
     options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": LIMIT}
     done = subprocess.run(command, check=False, **options)
     if done.returncode not in (0, 1):

@@ -27,9 +27,9 @@ from vita_ref.cli.terminal import exit_status
 from vita_ref.config import QuantizationConfig
 from vita_ref.files import checkpoint
 from vita_ref.files.folders import read_config
+from vita_ref.files.names import PREFIXES, prefixes
 from vita_ref.files.saving import write_folder
 from vita_ref.loading import (
-    PREFIXES,
     as_dtype,
     as_folder,
     find_speech,
@@ -78,13 +78,15 @@ def convert(model, out, method, dtype=None, vision_dir=None, audio_dir=None, pro
     config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), checkpoint.find_tensors(folder)
     if config.quantization:
         raise ValueError(f"{folder} is quantised to {config.quantization.method} already: name the original")
-    config = with_stored_vocabulary(checkpoint.stored_config(config, files), files)
+    table = prefixes(config, files)
+    config = with_stored_vocabulary(checkpoint.stored_config(config, files, table), files)
     dtype = as_dtype(config.dtype) if dtype is None else dtype
     with torch.device("meta"):
         vita = Vita(config)
-    names = checkpoint.check_fits(vita, PREFIXES, files, unread_prefixes(config))
+    names = checkpoint.check_fits(vita, table, files, unread_prefixes(config, table))
+    new_names, groups = {own: name for name, own in checkpoint.module_names(vita, PREFIXES).items()}, checkpoint.pieces_of(names)
     matrices = {f"decoder.{n}.weight" for n, m in vita.decoder.named_modules() if isinstance(m, nn.Linear)}
-    error, wanted, done = Error(), [name for name in files if name in names], 0
+    error, wanted, pieces, done = Error(), [name for name in files if name in names], {}, 0
 
     def tensors():
         nonlocal done
@@ -92,12 +94,13 @@ def convert(model, out, method, dtype=None, vision_dir=None, audio_dir=None, pro
             for name, stored in checkpoint.read_tensors(file, [n for n in wanted if files[n] == file], lambda _: False):
                 checkpoint.check_finite_values(name, stored, file)
                 value = stored.to(dtype if stored.is_floating_point() else stored.dtype, copy=True)
-                if names[name] in matrices:
+                own, value = names[name], checkpoint.joined(name, value, groups[names[name]], pieces)
+                if value is not None and own in matrices:
                     parts = quantized(value, method)
                     error.add(value, method, parts)
-                    yield from ((name.removesuffix("weight") + leaf, tensor) for leaf, tensor in parts.items())
-                else:
-                    yield name, value
+                    yield from ((new_names[own].removesuffix("weight") + leaf, tensor) for leaf, tensor in parts.items())
+                elif value is not None:
+                    yield new_names[own], value
                 del stored, value
                 done += 1
                 if progress:

@@ -40,7 +40,7 @@ class KVCache:
         if tuple(keys.shape) != expected or keys.shape != values.shape:
             got = f"{list(keys.shape)} and {list(values.shape)}"
             raise ValueError(f"the cache takes keys and values of {list(expected)}, got {got}")
-        self._reserve(end)
+        self.reserve(end)
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
@@ -51,7 +51,7 @@ class KVCache:
         Shapes (S = n): real [B, S] bool, None if no column is padding; positions [B, S] long, None continues the count.
         """
         end = self.length + n
-        self._reserve(end)
+        self.reserve(end)
         if positions is None:
             positions = self.next_positions[:, None] + torch.arange(n, device=self.positions.device)  # [B, S]
         self.positions[:, self.length : end] = positions
@@ -90,8 +90,11 @@ class KVCache:
         """Keys and values of one layer, the filled part: each [B, G, T, K]."""
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
-    def _reserve(self, needed):
-        """Allocates memory, if necessary, for ``needed`` columns in all."""
+    def reserve(self, needed):
+        """Allocates memory, if necessary, for ``needed`` columns in all.
+
+        Raises: ValueError if the limit is lower.
+        """
         if needed <= self.keys.shape[3]:
             return
         if self.limit is not None:

@@ -60,7 +60,7 @@ class YarnConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Qwen2 decoder. The speech decoder is the same without biases (``attention_bias=False``)."""
+    """A Qwen2 decoder. The speech decoder is the same without biases; Qwen3 also has ``qk_norm``."""
 
     vocab_size: Vocabulary  # V
     hidden_size: Size  # D
@@ -74,6 +74,7 @@ class DecoderConfig:
     max_position_embeddings: Length = 32768
     tie_word_embeddings: bool = False
     attention_bias: bool = True  # on q, k and v; o never has one
+    qk_norm: bool = False  # an RMSNorm of each head of q and k, as in Qwen3
     rope_scaling: YarnConfig | None = None
 
     def __post_init__(self):
@@ -110,6 +111,7 @@ class VisionConfig:
     shuffle: Annotated[int, 1, 16] = 2  # shuffle x shuffle patches are joined into one position; 1 is no shuffle
     # quirk: Features are multiplied by 0.5: upstream multiplies them by the scale factor of its pixel shuffle.
     feature_scale: Positive = 0.5
+    projector_norm: bool = False  # a LayerNorm in front of the projector, as in InternVL
     image_mean: tuple[Annotated[float, -1e6, 1e6], ...] = (0.485, 0.456, 0.406)  # per channel, of pixels in 0..1
     image_std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
 
@@ -159,7 +161,7 @@ class AudioConfig:
     num_mel_bins: Annotated[int, 7, 1024] = 80  # the two convolutions need 7
     sample_rate: Rate = 16000  # Hz
     frame_length: Annotated[float, 1, 1000] = 25.0  # ms
-    frame_shift: Annotated[float, 0.1, 1000] = 10.0  # ms
+    frame_shift: Annotated[float, 1, 1000] = 10.0  # ms
     dither: Annotated[float, 0, 1e6] = 0.0  # kept from train.yaml; inference never dithers
     layer_norm_eps: Eps = 1e-5
     position_encoding: Literal["rel-enc", "abs-enc", "no-enc"] = "rel-enc"
@@ -181,9 +183,8 @@ class AudioConfig:
                 f"hidden_size of the audio encoder ({self.hidden_size}) must be even and a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})"
             )
-        for name, least in (("frame_length", 2), ("frame_shift", 1)):
-            if int(self.sample_rate * getattr(self, name) / 1000) < least:
-                raise ValueError(f"{name} ({getattr(self, name)} ms) is too short at {self.sample_rate} Hz")
+        if int(self.sample_rate * self.frame_length / 1000) < 2:
+            raise ValueError(f"frame_length ({self.frame_length} ms) is too short at {self.sample_rate} Hz")
 
 
 @dataclass(frozen=True)
@@ -277,9 +278,12 @@ class VitaConfig:
     pad_token_id: TokenId | None = None
     tokenizer_padding_side: Literal["right", "left"] = "right"
     tokenizer_model_max_length: Length | None = None
-    image_aspect_ratio: str = "square"
+    image_aspect_ratio: str = "square"  # of video frames: "pad" adds borders, "stretch" distorts, others crop
+    min_tiles: Annotated[int, 1, 1000] = 1  # per image, without the thumbnail
     max_tiles: Annotated[int, 1, 1000] = 12
-    template: Literal["chatml", "vita", "demo"] = "chatml"  # the keys of vita_ref.prompt.TEMPLATES
+    use_thumbnail: bool = True  # behind the tiles of an image, if there are several
+    template: Literal["chatml", "vita", "demo", "internvl", "internvl2_5", "Hermes-2"] = "chatml"  # see `TEMPLATES`
+    default_system: str | None = None  # the system text of a request without one; None: that of the chat template
     dtype: Literal[DTYPES] = "float32"
     quantization: QuantizationConfig | None = None  # of the stored weights
     missing: dict = field(default_factory=dict)  # "vision" or "audio" -> why the part could not be read
@@ -288,6 +292,8 @@ class VitaConfig:
         check_fields(self)
         if self.image_token_index == self.audio_token_index:
             raise ValueError(f"image_token_index and audio_token_index are both {self.image_token_index}")
+        if self.min_tiles > self.max_tiles:
+            raise ValueError(f"min_tiles ({self.min_tiles}) must be at most max_tiles ({self.max_tiles})")
         if self.vision and self.max_tiles * self.vision.image_size**2 > 2**26:
             raise ValueError(f"max_tiles ({self.max_tiles}) tiles of {self.vision.image_size} pixels squared are too large")
 

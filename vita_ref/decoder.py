@@ -43,8 +43,9 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x):
-        wide = x.float()  # [B, S, D]
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)  # [B, S, D]
+        """Shapes: [..., size] -> the same"""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
 
@@ -155,12 +156,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, config.num_key_value_heads * self.head_dim, bias=config.attention_bias)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, d, bias=False)
         self.core = AttentionCore()
+        norms = [RMSNorm(self.head_dim, config.rms_norm_eps) for _ in range(2 * config.qk_norm)]
+        self.q_norm, self.k_norm = norms or (None, None)
 
     def forward(self, x, angles, mask, cache=None, need_weights=False):
         b, s, _ = x.shape
         q = self.q_proj(x).view(b, s, -1, self.head_dim).transpose(1, 2)  # [B, H, S, K]
         k = self.k_proj(x).view(b, s, -1, self.head_dim).transpose(1, 2)  # [B, G, S, K]
         v = self.v_proj(x).view(b, s, -1, self.head_dim).transpose(1, 2)  # [B, G, S, K]
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rope(q, angles), apply_rope(k, angles)
         if cache is not None:
             k, v = cache.write(self.layer, k, v)  # all keys and values so far, [B, G, T, K]

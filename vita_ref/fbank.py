@@ -13,13 +13,18 @@ Test: ``pytest tests/test_fbank.py``
 import torch
 from torch.nn.functional import pad
 
-from .files.sounds import check_length, check_samples, read_sound
+from .files.sounds import (
+    check_frames,
+    check_length,
+    check_samples,
+    read_sound,
+)
 
 FULL_SCALE = 32768.0  # Kaldi works on 16-bit integers
 PRE_EMPHASIS = 0.97
 LOW_FREQUENCY = 20.0  # Hz, the lower end of the first mel bin; the last one ends at half the sample rate
 FLOOR = torch.finfo(torch.float32).eps  # the smallest energy, so that the logarithm of silence is finite
-FRAME_BLOCK = 8192  # frames (82 s) that are transformed at once, to limit the memory
+BLOCK = 1 << 22  # numbers of a spectrum that are computed at once, to limit the memory: 8192 frames (82 s) of 512
 
 
 def load_sound(source):
@@ -47,16 +52,17 @@ def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_
     if len(samples) < size:
         return torch.zeros(0, num_mel_bins)
     frames = samples.unfold(0, size, shift)  # [J, window]
+    check_frames(len(frames), _fft_size(size))
     window = torch.hann_window(size, periodic=False).pow(0.85)  # [window]
     bank = _mel_bank(num_mel_bins, _fft_size(size), target_rate)  # [bands, M]
-    return torch.cat([_log_energies(block, window, bank) for block in frames.split(FRAME_BLOCK)])  # [J, M]
+    return torch.cat([_log_energies(block, window, bank) for block in frames.split(max(1, BLOCK // _fft_size(size)))])  # [J, M]
 
 
 def _first_channel(waveform, sample_rate):
     """The samples of the first channel, [W] float32 on the CPU, after checking both arguments."""
     waveform = torch.as_tensor(waveform)
-    if waveform.dim() != 2 or not len(waveform) or not waveform.is_floating_point():
-        got = f"{waveform.dtype} {list(waveform.shape)}"
+    if waveform.dim() != 2 or not len(waveform) or not waveform.is_floating_point() or waveform.is_meta:
+        got = f"{waveform.dtype} {list(waveform.shape)} on {waveform.device}"
         raise ValueError(f"waveform must be [channels, samples] of floats in -1..1, got {got}")
     check_length(waveform.shape[1], sample_rate, channels=1)
     check_samples(waveform[0])

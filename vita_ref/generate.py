@@ -13,11 +13,19 @@ import time
 
 import torch
 
+from .answer import Control
 from .cli.batch import answer_batch
-from .cli.flags import check, parser, sampling_options, world_size
+from .cli.flags import check, loading_options, parser, sampling_options, world_size
 from .cli.requests import read_requests
 from .cli.speak import speech_file
-from .cli.terminal import exit_status, json_line, loading_bar, run_process, watched
+from .cli.terminal import (
+    exit_status,
+    json_line,
+    loading_bar,
+    reading_bar,
+    run_process,
+    watched,
+)
 from .model import Vita
 
 
@@ -36,22 +44,23 @@ def run(args):
         from .cli.ranks import run_ranks
 
         run_ranks(args, load, answer_all)
+    elif args.page or args.explain:
+        from .cli.look import show_look
+
+        show_look(*load(args), args)
     else:
         answer_all(*load(args), args)
 
 
 def load(args):
-    """The model, a list of one prepared request or of the lines of --batch, and the seconds that loading took."""
+    """The model, its requests, and the seconds that loading took. One prepared request, or what --batch and --page read."""
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     requests, start = read_requests(args), time.perf_counter()
-    names = ("device", "quantize", "kernels", "vision_dir", "audio_dir", "speech_dir", "pack")
-    options = {name: getattr(args, name) for name in names}
-    options |= {"dtype": args.dtype and getattr(torch, args.dtype), "mmap": not args.no_mmap, "split": world_size() > 1}
-    vita = Vita.from_pretrained(args.model, progress=loading_bar() if watched(args) else None, **options)
+    vita = Vita.from_pretrained(args.model, **loading_options(args, loading_bar() if watched(args) else None))
     seconds = time.perf_counter() - start
-    requests = requests if args.batch else [vita.prepare(requests[0], args.max_new_tokens)]
+    requests = requests if args.batch or args.page or args.explain else [vita.prepare(requests[0], args.max_new_tokens)]
     return vita, requests, seconds
 
 
@@ -79,12 +88,9 @@ def answer_all(vita, requests, load_seconds, args):
 def answer(vita, prepared, args):
     """Answers some requests together. The first answer is printed and spoken while it is generated."""
     stream = not (args.json or args.batch or args.no_stream)
-    generator = None
-    if args.seed is not None:
-        generator = torch.Generator(vita.decoder.norm.weight.device).manual_seed(args.seed)
     start, times = time.perf_counter(), []
-    with speech_file(vita, args.speak, args.speed) as speak:
-        for answers in vita.answer(prepared, sampling_options(args, generator)):
+    with speech_file(vita, args.speak, args.speed) as speak, reading_bar(watched(args)) as report:
+        for answers in vita.answer(prepared, sampling_options(args), Control(report)):
             times.append(time.perf_counter())
             speak(answers[0].piece)
             if stream:

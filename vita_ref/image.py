@@ -32,23 +32,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def load_tiles(source, *, tile=448, max_tiles=12, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+def load_tiles(
+    source, *, tile=448, max_tiles=12, min_tiles=1, mean=IMAGENET_MEAN, std=IMAGENET_STD, thumbnail=True
+):  # fmt: skip
     """Stretches an image to its grid and cuts it into tiles. If there are several, a thumbnail is added at the end.
 
     Shapes: -> [N, 3, tile, tile] float32. N is columns * rows, plus 1 if there is a thumbnail.
     Raises: ValueError for what `open_image` cannot read or `tile_grid` does not accept.
     """
     image = open_image(source)
-    columns, rows = tile_grid(*image.size, tile=tile, max_tiles=max_tiles)
+    columns, rows = tile_grid(*image.size, tile=tile, max_tiles=max_tiles, min_tiles=min_tiles)
     if columns * rows * tile * tile > MAX_TILE_PIXELS:
         raise ValueError(f"{columns} x {rows} tiles of {tile} x {tile} pixels are too many: lower max_tiles")
     pixels = _normalise(image.resize((columns * tile, rows * tile)), mean, std)  # [3, rows*tile, columns*tile]
     tiles = pixels.reshape(3, rows, tile, columns, tile)  # [3, rows, tile, columns, tile]
     tiles = tiles.permute(1, 3, 0, 2, 4).reshape(rows * columns, 3, tile, tile)  # [N, 3, tile, tile]
-    if len(tiles) == 1:
+    if len(tiles) == 1 or not thumbnail:
         return tiles
-    thumbnail = _normalise(image.resize((tile, tile)), mean, std)  # [3, tile, tile]
-    return torch.cat([tiles, thumbnail[None]])  # [rows*columns+1, 3, tile, tile]
+    whole = _normalise(image.resize((tile, tile)), mean, std)  # [3, tile, tile]
+    return torch.cat([tiles, whole[None]])  # [rows*columns+1, 3, tile, tile]
 
 
 def open_image(source):

@@ -8,6 +8,7 @@ bins; n ids of a row.
 Test: ``pytest tests/test_model.py``
 """
 
+import contextlib
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -87,9 +88,10 @@ class Step(NamedTuple):
 # ---- from a batch to the decoder's inputs
 
 
-def decoder_inputs(vita, batch, cache=None, finite=True):
+def decoder_inputs(vita, batch, cache=None, finite=True, progress=None):
     """A `Batch` as inputs of the decoder: text is embedded, media are encoded and spliced in.
 
+    ``progress`` is called with what is encoded, how many of its positions are done, and how many there are.
     Raises: ValueError as `check_batch`; NaN and infinity are accepted without ``finite``.
     """
     batch = check_batch(batch, vita.config, vita.decoder.norm.weight, finite)
@@ -101,10 +103,15 @@ def decoder_inputs(vita, batch, cache=None, finite=True):
     mask = batch.attention_mask
     if cache is not None and mask is not None and isinstance(batch.input_ids, torch.Tensor):
         mask = mask[:, -batch.input_ids.shape[1] :]  # [B, n]; it may cover the cached columns too
-    features = image_features(vita, batch.images, batch.sf_masks), audio_features(vita, batch.audios, finite)
+    images = image_features(vita, batch.images, batch.sf_masks, progress)
+    return spliced_inputs(vita, batch, images, audio_features(vita, batch.audios, finite, progress), mask, cache)
+
+
+def spliced_inputs(vita, batch, images, sounds, mask=None, cache=None):
+    """A `Batch` as inputs of the decoder, with the features of its images [I_i, D] and sounds [A_i, D]."""
     c, states = vita.config, None if batch.audios is None else batch.audios.get("state_labels")
     spliced = splice(
-        batch.input_ids, vita.embed, *features, mask, batch.labels,
+        batch.input_ids, vita.embed, images, sounds, mask, batch.labels,
         image_token=c.image_token_index, audio_token=c.audio_token_index,
         padding_side=c.tokenizer_padding_side, max_length=c.tokenizer_model_max_length,
         shared_v_pid_stride=batch.shared_v_pid_stride, state_labels=states,
@@ -115,15 +122,16 @@ def decoder_inputs(vita, batch, cache=None, finite=True):
     return Inputs(spliced.inputs_embeds, spliced.attention_mask, positions, spliced.labels, spliced.segments, batch)
 
 
-def image_features(vita, images, sf_masks=None):
+def image_features(vita, images, sf_masks=None, progress=None):
     """Features [I_i, D] for each placeholder: of a row of a tensor, or of all tiles of a list's entry."""
     if images is None:
         return []
     tiles = [x if x.dim() == 4 else x[None] for x in images]
-    if len({t.shape[1:] for t in tiles}) == 1:
-        encoded = vita.encode_images(torch.cat(tiles), checked=True).split([len(t) for t in tiles])
-    else:
-        encoded = [vita.encode_images(t, checked=True) for t in tiles]
+    with layer_progress(vita.vision, "images", progress):
+        if len({t.shape[1:] for t in tiles}) == 1:
+            encoded = vita.encode_images(torch.cat(tiles), checked=True).split([len(t) for t in tiles])
+        else:
+            encoded = [vita.encode_images(t, checked=True) for t in tiles]
     features = [x.flatten(0, 1) for x in encoded]  # each [I_i, D]
     if sf_masks is None:
         return features
@@ -131,7 +139,7 @@ def image_features(vita, images, sf_masks=None):
     return slow_fast(features, sf_masks)
 
 
-def audio_features(vita, audios, finite=True):
+def audio_features(vita, audios, finite=True, progress=None):
     """Features [A_i, D] of each sound.
 
     ``audios`` is a dict: "audios", filter banks [N, J, M], embeddings [N, A, D] or a list of such rows; "lengths"
@@ -145,12 +153,38 @@ def audio_features(vita, audios, finite=True):
     banks, encoded, prompts = [row for row, bank in zip(rows, is_bank) if bank], iter(()), 0
     if banks:
         padded = nn.utils.rnn.pad_sequence(banks, batch_first=True)  # [N, J, M]
-        embeds = vita.encode_audios(padded, [len(bank) for bank in banks], checked=True).embeds  # [N, A, D]
+        with layer_progress(vita.audio, "sounds", progress):
+            embeds = vita.encode_audios(padded, [len(bank) for bank in banks], checked=True).embeds  # [N, A, D]
         prompts = vita.config.audio.num_prompts
         encoded = (e[: audio_token_count(len(bank)) + prompts] for e, bank in zip(embeds, banks))
     features = [next(encoded) if bank else row for row, bank in zip(rows, is_bank)]
     ends = [None if n is None else n + prompts * bank for n, bank in zip(kept, is_bank)]
     return [f[:end] for f, end in zip(features, ends)]
+
+
+@contextlib.contextmanager
+def layer_progress(encoder, what, progress):
+    """Inside the block, ``progress`` is called after each layer of an encoder: its share of all positions is done.
+
+    It may raise an exception, which ends the pass.
+    """
+    if progress is None or encoder is None:
+        yield
+        return
+    layers, done = encoder.encoder.layers if what == "images" else encoder.encoder["enc"][1].encoders, 0
+
+    def report(layer, args, out):
+        nonlocal done
+        done += 1
+        n, s = args[0].shape[:2]
+        progress(what, n * s * done // len(layers), n * s)
+
+    handles = [layer.register_forward_hook(report) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def text_ids(batch, config, cache=None):
@@ -217,7 +251,8 @@ def int_list(given, name, n):
     """``given`` as a list of ``n`` ints of at least 0; ``n`` times None if nothing is given."""
     if given is None:
         return [None] * n
-    values = given.tolist() if isinstance(given, (torch.Tensor, np.ndarray)) else given
+    is_array = isinstance(given, np.ndarray) or isinstance(given, torch.Tensor) and not given.is_meta
+    values = given.tolist() if is_array else given
     values = values if isinstance(values, (list, tuple)) else [None]
     if len(values) != n or not all(is_length(x) for x in values):
         raise ValueError(f"{name} must have an integer of at least 0 for each of {n} audios, got {shown(given)}")

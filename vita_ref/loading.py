@@ -11,20 +11,15 @@ from pathlib import Path
 
 import torch
 
+from .checks.devices import as_device
 from .files import checkpoint
 from .files.folders import read_config
-from .files.messages import escaped, one_line_errors, shown
+from .files.messages import one_line_errors, shown
+from .files.names import PREFIXES, prefixes
 from .files.tokenizer import load_tokenizer
 from .speech import Speech
 
-PREFIXES = {  # of the module -> of the checkpoint
-    "decoder.": "model.",
-    "decoder.lm_head.": "lm_head.",
-    "vision.": "model.vision_tower.vision_tower.",
-    "projector.": "model.mm_projector.",
-    "audio.": "model.audio_encoder.",
-}
-PART_PREFIXES = {"vision": ("model.vision_tower.", "model.mm_projector."), "audio": ("model.audio_encoder.",)}
+PART_PREFIXES = {"vision": ("model.vision_tower.", PREFIXES["projector."]), "audio": (PREFIXES["audio."],)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 DTYPES |= {"float": torch.float32, "half": torch.float16, "double": torch.float64}
@@ -69,14 +64,15 @@ def load_vita(
     dtype, device = as_dtype(dtype), as_device(device)
     folder = demo_folder() if folder is None else as_folder(folder)
     config, files = read_config(folder, vision_dir=vision_dir, audio_dir=audio_dir), checkpoint.find_tensors(folder)
-    config = with_stored_vocabulary(checkpoint.stored_config(config, files), files)
+    table = prefixes(config, files)
+    config = with_stored_vocabulary(checkpoint.stored_config(config, files, table), files)
     with torch.device("meta"):
         vita = cls(config, load_tokenizer(folder))
     options = {"dtype": as_dtype(config.dtype) if dtype is None else dtype, "device": device, "progress": progress}
-    options |= {"ignored": unread_prefixes(config), "mmap": mmap and torch.device(device).type == "cpu"}
+    options |= {"ignored": unread_prefixes(config, table), "mmap": mmap and torch.device(device).type == "cpu"}
     options["check_finite"] = check_finite
     options |= scale.install(vita, kernels=kernels, quantize=quantize, split=split, pack=pack)
-    checkpoint.load_weights(vita, PREFIXES, files, **options)
+    checkpoint.load_weights(vita, table, files, **options)
     vita.folder = folder
     if speech_dir := find_speech(folder, speech_dir):
         vita.speech_folder = speech_dir
@@ -93,19 +89,6 @@ def as_dtype(given):
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise ValueError(f"dtype must be a torch dtype or one of {', '.join(DTYPES)}, got {shown(given)}")
     return dtype
-
-
-def as_device(given):
-    """A device that can hold the model. Raises: ValueError for one that torch cannot use here."""
-    try:
-        device = torch.device(given)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError, OverflowError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0][:200]
-        raise ValueError(f"the device {shown(given)} cannot be used: {escaped(reason)}") from None
-    if device.type == "meta":
-        raise ValueError("the device meta has no values: --dry-run shows what a request needs")
-    return device
 
 
 def as_folder(given):
@@ -127,9 +110,9 @@ def with_stored_vocabulary(config, files):
     return replace(config, decoder=replace(config.decoder, vocab_size=rows.pop())) if len(rows) == 1 else config
 
 
-def unread_prefixes(config):
+def unread_prefixes(config, table=PREFIXES):
     """Checkpoint prefixes of the parts that cannot be built, because their configs are missing, and of a copied head."""
-    head = ["lm_head.weight"] if config.decoder.tie_word_embeddings else []  # equal to the embeddings (`stored_config`)
+    head = [table["decoder.lm_head."]] if config.decoder.tie_word_embeddings else []  # equal to the embeddings (`stored_config`)
     return [prefix for part in config.missing for prefix in PART_PREFIXES[part]] + head
 
 

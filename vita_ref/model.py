@@ -2,7 +2,7 @@
 
     images, sounds -> features -> splice -> decoder -> logits -> next token -> decoder -> ...
 
-`Vita.steps` is the loop. `generate`, `respond`, `respond_batch` and the command line all call it.
+`Vita.steps` is the loop. `generate`, `respond`, `stream`, conversations and the command line all call it.
 
 B rows, S positions, D width, V vocabulary, N images or sounds, X, Y size, I, A positions of one, J frames, M mel bins,
 W samples; n ids of a row, placeholders included.
@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .answer import Answer, drop_unknown_ids
+from .answer import Control, drop_unknown_ids, run_answers
 from .audio import AudioEncoder
 from .checks.batch import check_cache
 from .checks.media import check_pixels, check_sounds
@@ -34,7 +34,8 @@ from .request import (
     missing_reason,
     prepare_request,
 )
-from .sampling import Sampling, repetition_penalty, row_generators, sample, seen_tokens
+from .sampling import Sampling, repetition_penalty, sample, seen_tokens
+from .stream import Stream
 from .vision import Projector, VisionTower
 
 
@@ -46,12 +47,13 @@ class Vita(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         width = config.decoder.hidden_size
         self.decoder = Decoder(config.decoder)
-        self.vision = VisionTower(config.vision) if config.vision else None
-        self.projector = Projector(config.vision.feature_size, width) if config.vision else None
+        v, self.vision = config.vision, VisionTower(config.vision) if config.vision else None
+        self.projector = Projector(v.feature_size, width, v.projector_norm) if v else None
         self.audio = AudioEncoder(config.audio, width) if config.audio else None
         self.speech = None
         self.folder = self.speech_folder = None  # where loading found the weights
         self.generation_products = contextlib.nullcontext  # loading may choose faster products for generation
+        self.prompt_chunk = 512  # positions of a prompt that are read in one pass; None: all of them
 
     @classmethod
     def from_pretrained(cls, folder=None, dtype=None, device="cpu", quantize=None, **options):
@@ -78,9 +80,9 @@ class Vita(nn.Module):
         """
         if self.vision is None:
             raise ValueError(f"this checkpoint cannot take images: {missing_reason(self.config, 'vision')}")
-        if not checked:
-            check_pixels(pixel_values, self.config.vision, "pixel_values", (4,))
         like = self.decoder.norm.weight
+        if not checked:
+            check_pixels(pixel_values, self.config.vision, "pixel_values", (4,), like=like)
         return self.projector(self.vision(pixel_values.to(like.device, like.dtype)))
 
     def encode_audios(self, fbank, lengths, *, checked=False):
@@ -90,16 +92,16 @@ class Vita(nn.Module):
         """
         if self.audio is None:
             raise ValueError(f"this checkpoint cannot take sounds: {missing_reason(self.config, 'audio')}")
-        if not checked:
-            check_sounds(fbank, lengths)
         like = self.decoder.norm.weight
+        if not checked:
+            check_sounds(fbank, lengths, like)
         return self.audio(fbank.to(like.device, like.dtype), lengths)
 
     # ---- one pass
 
-    def inputs(self, batch, cache=None, finite=True):
+    def inputs(self, batch, cache=None, finite=True, progress=None):
         """A `Batch` as inputs of the decoder, see `decoder_inputs`."""
-        return decoder_inputs(self, batch, cache, finite)
+        return decoder_inputs(self, batch, cache, finite, progress)
 
     def embed(self, ids):
         """Rows of the embedding table. Shapes: [...] long -> [..., D]. Raises: ValueError for an id beyond the table."""
@@ -134,16 +136,19 @@ class Vita(nn.Module):
 
     # ---- generation
 
-    def steps(self, x, options, errors=None):
+    def steps(self, x, options, errors=None, *, cache=None, progress=None):
         """The generation loop. Yields a `Step` for each new token until every row has ended.
 
-        The ids of rows that have ended are the padding id. ``errors`` gets the ValueErrors of rows that fail, by row.
+        It goes on behind ``cache``, if one is given. The ids of rows that have ended are the padding id; whoever
+        iterates may end a row by setting its ``ended``. ``errors`` gets the ValueErrors of rows that fail, by row.
         """
         b, s, _ = x.embeds.shape
         device, errors = x.embeds.device, {} if errors is None else errors
-        room = new_token_room(x, options, self.config.decoder.max_position_embeddings)
-        cache = self.decoder.new_cache(b, s + max(room))
-        generators = None if options.greedy else row_generators(options.generator, b, device)
+        room = new_token_room(x, options, self.config.decoder.max_position_embeddings, cache)
+        if cache is None:
+            cache = self.decoder.new_cache(b, s + max(room))
+        cache.reserve(cache.length + s + max(room))
+        generators = options.generators(b, device)
         stops = torch.tensor(self.eos_ids(options.eos_token_id), dtype=torch.long, device=device)
         padding = self.padding_id(options)
         penalised = options.repetition_penalty != 1.0
@@ -151,11 +156,10 @@ class Vita(nn.Module):
             prompt = [()] * b if x.batch.input_ids is None else x.batch.input_ids
             seen = seen_tokens(prompt, x.batch.attention_mask, self.config.decoder.vocab_size, device)
         ended = torch.zeros(b, dtype=torch.bool, device=device)  # [B]
-        embeds, mask, positions, room_left = x.embeds, x.mask, x.positions, torch.tensor(room, device=device)
+        room_left, hidden = torch.tensor(room, device=device), self.read(x, cache, progress)  # [B] and [B, D]
         for step in range(max(room)):
             with self.generation_products():
-                out = self.decoder(embeds, attention_mask=mask, position_ids=positions, cache=cache)
-                logits = self.decoder.lm_head(last_hidden(out.last_hidden_state, mask))  # [B, V]
+                logits = self.decoder.lm_head(hidden)  # [B, V]
             logits, failed = finite_logits(logits, ended, options, errors, self)  # [B, V] and [B]
             ended = ended | failed  # [B]
             scores = repetition_penalty(logits, seen, options.repetition_penalty) if penalised else logits  # [B, V]
@@ -167,7 +171,27 @@ class Vita(nn.Module):
                 return
             if penalised:
                 seen[torch.arange(b, device=device), chosen] = True
-            embeds, mask, positions = self.decoder.embed_tokens(chosen[:, None]), None, None
+            with self.generation_products():
+                hidden = self.decoder(self.decoder.embed_tokens(chosen[:, None]), cache=cache).last_hidden_state[:, 0]  # [B, D]
+
+    def read(self, x, cache, progress=None):
+        """Writes a prompt to the cache, ``prompt_chunk`` positions at a time. Returns the hidden state of each row's end.
+
+        ``progress`` is called with "prompt", the positions that are read, and all of them. Shapes: -> [B, D].
+        """
+        s, hidden = x.embeds.shape[1], x.embeds[:, 0]  # [B, D]
+        for start in range(0, s, self.prompt_chunk or s):
+            if progress is not None:
+                progress("prompt", start, s)
+            part = slice(start, start + (self.prompt_chunk or s))
+            embeds, mask, positions = (None if t is None else t[:, part] for t in (x.embeds, x.mask, x.positions))
+            with self.generation_products():
+                out = self.decoder(embeds, attention_mask=mask, position_ids=positions, cache=cache)
+            last = last_hidden(out.last_hidden_state, mask)  # [B, D]
+            hidden = last if mask is None else last.where(mask.bool().any(1, True), hidden)  # [B, D]
+        if progress is not None:
+            progress("prompt", s, s)
+        return hidden
 
     @torch.inference_mode()
     def generate(self, input_ids=None, *, max_new_tokens, stream=None, include_prompt=False, **options):
@@ -185,43 +209,58 @@ class Vita(nn.Module):
         batch, sampling = Batch(input_ids, **fields), Sampling(max_new_tokens=max_new_tokens, **options).check()
         if include_prompt and not isinstance(input_ids, torch.Tensor):
             raise ValueError("include_prompt needs input_ids as one tensor [B, S]")
+        if sampling.stops:
+            raise ValueError("generate gives ids, which stop texts do not end: use respond or stream, or eos_token_id")
         with self.generation_products():
             x = self.inputs(batch, finite=sampling.errors == "raise")
         check_inputs(x)
-        new, errors = [], {}
+        new, errors, control = [], {}, Control()
+        control.start(sampling.max_seconds)
         for step in self.steps(x, sampling, errors):
             new.append(step.ids)
             if stream is not None:
                 stream(step.ids)
+            if control.reason:
+                break
         new = torch.cat([input_ids] * bool(include_prompt) + [torch.stack(new, 1)], 1)
         return new if sampling.errors == "raise" else [errors.get(i, row) for i, row in enumerate(new)]
 
-    @torch.inference_mode()
-    def answer(self, prepared, options):
-        """Answers prepared requests together: yields their `Answer` objects after every step, and once at the end."""
-        with self.generation_products():
-            x, errors = self.inputs(collate(prepared)), {}
-        check_inputs(x)
-        stops = self.stop_ids if options.eos_token_id is None else self.eos_ids(options.eos_token_id)
-        options = replace(options, eos_token_id=stops)
-        answers = [Answer(self.tokenizer, self.config.template, stops, segments) for segments in x.segments]
-        for step in self.steps(x, options, errors):
-            for each, *pushed in zip(answers, step.ids.tolist(), step.logits, step.ended.tolist()):
-                each.push(*pushed)
-            yield answers
-        for i, each in enumerate(answers):
-            each.finish(errors.get(i))
-        yield answers
+    def answer(self, prepared, options, control=None):
+        """Answers prepared requests together: yields their `Answer` objects after every step, and once at the end.
 
-    def respond(self, text=None, images=(), audios=(), video=None, **options):
-        """The answer to a question with images and sounds (see `Request`), as a string.
+        ``control`` ends it from another thread, and shows the progress (see `Control`).
+        """
+        control = Control() if control is None else control
+        read = lambda: self.inputs(collate(prepared), progress=control.progress)
+        return run_answers(self, read, len(prepared), options, control)
+
+    def respond(self, text=None, images=(), audios=(), video=None, *, details=False, **options):
+        """The answer to a question with images and sounds (see `Request`), as a string; with ``details`` as a `Result`.
 
         Options are the other fields of `Request`, and those of `Sampling`: by default greedy, with at most 256 new
         tokens. A state mark at the beginning is removed.
         Raises: ValueError for media that cannot be read, or that the checkpoint cannot take.
         """
+        if details:
+            return self.stream(text, images, audios, video, **options).finish()
         request, options = split_options(options, Request, Sampling)
         return self.respond_batch([Request(text, images, audios, video, **request)], **options)[0]
+
+    def stream(self, text=None, images=(), audios=(), video=None, *, progress=None, **options):
+        """The answer to one question as a `Stream` of pieces, made while it is iterated. Options are as for `respond`.
+
+        ``progress`` is called with what is read ("images", "sounds" or "prompt"), the positions done, and all of them.
+        """
+        request, options = split_options(options, Request, Sampling)
+        options, control = Sampling(**options).check(), Control(progress)
+        prepared = self.prepare(Request(text, images, audios, video, **request), options.max_new_tokens)
+        return Stream(lambda options: self.answer([prepared], options, control), options, control)
+
+    def chat(self, system=None, **options):
+        """A `Conversation`, which remembers its turns. Options are as for `respond`."""
+        from .chat import Conversation
+
+        return Conversation(self, system, **options)
 
     def respond_batch(self, requests, **options):
         """The answers to several requests (`Request`, dicts of its fields, or prompts). They equal those of `respond`.
@@ -236,8 +275,8 @@ class Vita(nn.Module):
         results = prepare_rows(requests, lambda each: self.prepare(as_request(each, common), new), options.errors)
         rows = [i for i, each in enumerate(results) if isinstance(each, PreparedRequest)]
         if rows and not options.greedy:  # a row draws the same whether others are refused or not
-            generators = row_generators(options.generator, len(results), self.decoder.norm.weight.device)
-            options = replace(options, generator=[generators[i] for i in rows])
+            generators = options.generators(len(results), self.decoder.norm.weight.device)
+            options = replace(options, generator=[generators[i] for i in rows], seed=None)
         *_, answers = self.answer([results[i] for i in rows], options) if rows else [[]]
         for i, each in zip(rows, answers):
             results[i] = each.error or each.text.strip()
@@ -268,6 +307,12 @@ class Vita(nn.Module):
         """The id that fills ended rows: that of the options, the checkpoint's, or the first that ends a row."""
         candidates = (options.pad_token_id, self.config.pad_token_id, *self.eos_ids(options.eos_token_id), 0)
         return next(i for i in candidates if i is not None)
+
+    def look(self, text=None, images=(), audios=(), video=None, **options):
+        """What an answer was made of, as arrays by name; ``.save("a.html")`` writes a page. See `vita_ref.analysis.look`."""
+        from .analysis.look import look
+
+        return look(self, text, images, audios, video, **options)
 
     # ---- speech
 

@@ -2,7 +2,7 @@
 
     question -> place_media    adds <image>, <video> and <audio> in front, unless the question contains them
              -> render         the conversation in the layout that the model was trained with
-             -> expand_video   one <image> per frame in place of <video>
+             -> expand_media   one <image> per frame in place of <video>, and what a template writes around each
              -> encode_prompt  ids, with a negative id where the features of an image or a sound will be inserted
     answer   -> AnswerText     ids to text as they arrive, without the state mark that VITA-1.5 writes in front
 
@@ -13,12 +13,13 @@ Test: ``pytest tests/test_prompt.py``
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
 
 IMAGE, VIDEO, AUDIO = "<image>", "<video>", "<audio>"
+FOLDERS_OWN = ("chatml", "internvl")  # templates in whose place the folder's own is rendered, if it has one
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,17 @@ class Template:
     image_separator: str  # between the images placed in front of a question and the question
     default_system: Mapping = field(default_factory=dict)  # "image", "video" or "lang" -> the system text
     states: tuple = ()  # single characters that may begin an answer: to a spoken question, to noise, to a written one
+    after_each: str = ""  # after each image and video placed in front of a question
+    around_image: tuple = ("", "")  # around the positions of each image or frame
+    frame: str = IMAGE  # of a video; {} is the frame's number, from 1
+    frame_separator: str = ""  # between the frames of a video
 
     def __post_init__(self):
         blocks = {role: tuple(texts) for role, texts in self.blocks.items()}
         object.__setattr__(self, "blocks", MappingProxyType(blocks))
         object.__setattr__(self, "default_system", MappingProxyType(dict(self.default_system)))
         object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "around_image", tuple(self.around_image))
         object.__setattr__(self, "states", tuple(self.states))
 
 
@@ -46,8 +52,10 @@ def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
 
     Example: ``place_media("Why?", images=2, audios=1, template="vita")`` is ``<image><image>\\n<audio>Why?``.
     """
-    visual = IMAGE * images * (IMAGE not in text) + VIDEO * videos * (VIDEO not in text)
-    separator = _template(template).image_separator if visual else ""
+    layout = _template(template)
+    visual = (IMAGE + layout.after_each) * images * (IMAGE not in text)
+    visual += (VIDEO + layout.after_each) * videos * (VIDEO not in text)
+    separator = layout.image_separator if visual else ""
     return visual + separator + AUDIO * audios * (AUDIO not in text) + text
 
 
@@ -79,34 +87,71 @@ def render(messages, *, system=None, add_generation_prompt=True, template="chatm
     return layout.separator.join(texts)
 
 
-def expand_video(text, frames):
-    """Replaces ``<video>`` by one ``<image>`` per frame. Without frames the text is unchanged.
+def chat_text(
+    messages, tokenizer, template, *, system=None, default_system=None, medium=None, tools=None, add_generation_prompt=True
+):  # fmt: skip
+    """The text of a conversation as a checkpoint lays it out: by its folder's own chat template, or by `render`.
 
+    ``tools`` are JSON schemas of functions. A ``system`` of None is the checkpoint's own text, if it has one: that of its
+    config (``default_system``), or else of its chat template.
+    Raises: ValueError as `render`, and for what the folder's template refuses.
+    """
+    begins = bool(messages) and messages[0]["role"] == "system"
+    if begins and system:
+        raise ValueError("there are two system texts, system= and the first message: leave one out")
+    if system is None and not begins:
+        system = default_system
+    if own := own_template(tokenizer, template, tools):
+        first = [{"role": "system", "content": system}] if system is not None and not begins else []
+        return own.render([*first, *messages], tools, add_generation_prompt)
+    if tools:
+        raise ValueError("this checkpoint has no chat template that takes tools: leave them out")
+    if system is None and template in FOLDERS_OWN and not begins:
+        system = tokenizer.system_prompt
+    options = {"template": template, "medium": medium, "add_generation_prompt": add_generation_prompt}
+    return render(messages, system=system, **options)
+
+
+def own_template(tokenizer, template, tools=None):
+    """The chat template of a checkpoint's folder if it is to be rendered, None if one of `TEMPLATES` is used instead."""
+    own = tokenizer.chat_template if template in FOLDERS_OWN else None  # other families keep the layout of their training
+    return own if own and (tools or not own.is_chatml) else None
+
+
+def expand_media(text, template="chatml", *, images=0, frames=0):
+    """Replaces ``<video>`` by one ``<image>`` per frame, and writes around each what the template has there.
+
+    Example: two frames of the template "internvl" are ``Frame1: <img><image></img>\nFrame2: <img><image></img>``.
     Raises: ValueError if there are frames and the text does not have exactly one ``<video>``.
     """
-    count = text.count(VIDEO)
+    layout, count = _template(template), text.count(VIDEO)
     if frames and count != 1:
         raise ValueError(f"the prompt has {_placeholders(count, VIDEO)}, but 1 video was given: write {VIDEO} once")
-    return text.replace(VIDEO, IMAGE * frames) if frames else text
+    if frames:
+        text = text.replace(VIDEO, layout.frame_separator.join(layout.frame.format(i + 1) for i in range(frames)))
+    return text.replace(IMAGE, IMAGE.join(layout.around_image)) if images or frames else text
 
 
-def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200, audio_token_index=-500):
+def encode_prompt(text, tokenizer, *, images=0, audios=0, image_token_index=-200, audio_token_index=-500, bos=True):
     """The ids of a prompt with ``images`` and ``audios`` placeholders, each replaced by its index.
 
-    If no image is given, ``<image>`` is plain text; the same for audios.
+    If no image is given, ``<image>`` is plain text; the same for audios. Without ``bos`` no BOS token is put in front.
 
     Raises: ValueError with both numbers if the text has another number of placeholders.
     """
     indices = {}
     for placeholder, given, index in ((IMAGE, images, image_token_index), (AUDIO, audios, audio_token_index)):
-        count = text.count(placeholder)
-        if given and count != given:
-            verb = "was" if given == 1 else "were"
-            has = _placeholders(count, placeholder)
-            raise ValueError(f"the prompt has {has}, but {given} {verb} given: write one {placeholder} for each")
         if given:
+            check_placeholders(text, placeholder, given)
             indices[placeholder] = index
-    return _encode_around(text, tokenizer, indices)
+    return _encode_around(text, tokenizer, indices, bos)
+
+
+def check_placeholders(text, placeholder, given):
+    """Raises: ValueError with both numbers if a text has not as many placeholders as media are ``given``."""
+    if (count := text.count(placeholder)) != given:
+        has, verb = _placeholders(count, placeholder), "was" if given == 1 else "were"
+        raise ValueError(f"the prompt has {has}, but {given} {verb} given: write one {placeholder} for each")
 
 
 def split_state(answer, template="chatml"):
@@ -181,15 +226,16 @@ def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio
     return _as_tensor(_encode_around(prompt, tokenizer, indices), return_tensors)
 
 
-def _encode_around(text, tokenizer, indices):
+def _encode_around(text, tokenizer, indices, bos=True):
     """Encodes the texts between placeholders one by one. If the tokenizer adds a BOS, the result has one, in front."""
+    encode = (lambda piece: tokenizer(piece).input_ids) if bos else tokenizer.encode
     pattern = "|".join(map(re.escape, indices)) or "(?!)"
     first, *rest = re.split(f"({pattern})", text)  # text, placeholder, text, placeholder, ..., text
     # quirk: Each text between placeholders is encoded by itself, as upstream does: no token spans a placeholder.
-    ids = list(tokenizer(first).input_ids)
+    ids = list(encode(first))
     bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else None
     for placeholder, piece in zip(rest[::2], rest[1::2]):
-        piece_ids = tokenizer(piece).input_ids
+        piece_ids = encode(piece)
         ids += [indices[placeholder], *(piece_ids[1:] if piece_ids[:1] == bos else piece_ids)]
     return ids
 
@@ -227,10 +273,22 @@ def _block(message, layout, template):
 
 
 _CHATML = {role: (f"<|im_start|>{role}\n", "<|im_end|>") for role in ("system", "user", "assistant")}
+_INTERNVL = Template(
+    _CHATML,
+    "\n",
+    ends_with_separator=True,
+    stop=("<|im_end|>",),
+    image_separator="",
+    after_each="\n",
+    around_image=("<img>", "</img>"),
+    frame="Frame{}: <image>",
+    frame_separator="\n",
+)
+_TOOL = {"tool": ("<|im_start|>tool\n", "<|im_end|>")}
 
 TEMPLATES = MappingProxyType(
     {
-        "chatml": Template(_CHATML, "\n", ends_with_separator=True, stop=("<|im_end|>",), image_separator=""),
+        "chatml": Template(_CHATML | _TOOL, "\n", ends_with_separator=True, stop=("<|im_end|>",), image_separator=""),
         "vita": Template(
             _CHATML,
             "\n",
@@ -252,5 +310,8 @@ TEMPLATES = MappingProxyType(
             stop=("<|end|>",),
             image_separator="",
         ),
+        "internvl": replace(_INTERNVL, blocks=_CHATML | _TOOL),  # of transformers' folders
+        "internvl2_5": _INTERNVL,  # this one and the next have the names of the published folders
+        "Hermes-2": replace(_INTERNVL, separator="", ends_with_separator=False),
     }
 )

@@ -26,8 +26,9 @@ from .checks.media import (
 )
 from .checks.rows import room
 from .files.messages import counted, shown
+from .files.sounds import too_short
 from .inputs import Batch
-from .prompt import encode_prompt, expand_video, place_media, render
+from .prompt import chat_text, encode_prompt, expand_media, own_template, place_media
 from .splice import check_counts, runs
 
 DESCRIBE = {"image": "Describe the image.", "video": "Describe the video."}
@@ -76,16 +77,17 @@ def prepare_request(request, config, tokenizer):
     counts = len(request.images), len(request.audios)
     text = place_media(default_prompt(request), *counts, config.template, videos=int(has_video))
     if not request.raw:
-        medium = "video" if has_video else "image" if request.images else "lang"
-        system = tokenizer.system_prompt if request.system is None else request.system
-        text = render([{"role": "user", "content": text}], system=system, template=config.template, medium=medium)
+        medium, message = "video" if has_video else "image" if request.images else "lang", {"role": "user", "content": text}
+        options = {"system": request.system, "default_system": config.default_system, "medium": medium}
+        text = chat_text([message], tokenizer, config.template, **options)
     images = [load_image(source, request, config) for source in request.images]
-    if has_video:
-        frames, before = load_video(request, config), text[: text.find("<video>")].count("<image>")
-        text, images = expand_video(text, len(frames)), [*images[:before], *frames, *images[before:]]
+    frames, before = load_video(request, config) if has_video else [], text.partition("<video>")[0].count("<image>")
+    text = expand_media(text, config.template, images=len(images), frames=len(frames))
+    images = [*images[:before], *frames, *images[before:]]
     sounds = [load_audio(source, config) for source in request.audios]
     placeholders = {"image_token_index": config.image_token_index, "audio_token_index": config.audio_token_index}
-    ids = encode_prompt(text, tokenizer, images=len(images), audios=len(sounds), **placeholders)
+    bos = request.raw or not own_template(tokenizer, config.template)
+    ids = encode_prompt(text, tokenizer, images=len(images), audios=len(sounds), bos=bos, **placeholders)
     if not ids:
         raise ValueError("the prompt is empty: there is nothing to answer")
     return PreparedRequest(torch.tensor(ids), images, sounds)
@@ -136,17 +138,21 @@ def load_image(source, request, config):
     if isinstance(source, torch.Tensor):
         return source
     c = config.vision
-    max_tiles = config.max_tiles if request.max_tiles is None else request.max_tiles
-    return image.load_tiles(source, tile=c.image_size, max_tiles=max_tiles, mean=c.image_mean, std=c.image_std)
+    most = config.max_tiles if request.max_tiles is None else request.max_tiles
+    options = {"max_tiles": most, "min_tiles": min(config.min_tiles, most), "thumbnail": config.use_thumbnail}
+    return image.load_tiles(source, tile=c.image_size, mean=c.image_mean, std=c.image_std, **options)
 
 
 def load_video(request, config):
     """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [N, 3, Y, X] is already normalised."""
     if isinstance(request.video, torch.Tensor):
         return list(check_pixels(request.video, config.vision, "a video", (4,)).split(1))
-    c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
-    frames = video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
-    return [image.load_square(f, tile=c.image_size, fit=fit, mean=c.image_mean, std=c.image_std) for f in frames]
+    c, frames = config.vision, video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
+    options = {"tile": c.image_size, "mean": c.image_mean, "std": c.image_std}
+    if config.image_aspect_ratio == "stretch":
+        return [image.load_tiles(frame, max_tiles=1, **options) for frame in frames]
+    fit = "pad" if config.image_aspect_ratio == "pad" else "crop"
+    return [image.load_square(frame, fit=fit, **options) for frame in frames]
 
 
 def load_audio(source, config):
@@ -156,7 +162,11 @@ def load_audio(source, config):
     c = config.audio
     waveform, rate = as_waveform(source) or fbank.load_sound(source)
     options = {"frame_length": c.frame_length, "frame_shift": c.frame_shift, "target_rate": c.sample_rate}
-    return fbank.log_mel(waveform, rate, num_mel_bins=c.num_mel_bins, **options)
+    bank = fbank.log_mel(waveform, rate, num_mel_bins=c.num_mel_bins, **options)  # [J, M]
+    if len(bank) < MIN_FRAMES:
+        least = c.frame_length + (MIN_FRAMES - 1) * c.frame_shift
+        raise ValueError(too_short(source, waveform.shape[1] / rate, least))
+    return bank
 
 
 def check_parts(request, config, tokenizer):
@@ -228,10 +238,14 @@ def check_length(config, prepared, max_new_tokens=None):
     than the checkpoint has.
     """
     counts = count_positions(config, prepared)
-    if counts["cut"]:
-        raise ValueError(
-            f"the prompt takes {counts['total'] + counts['cut']} positions, but this checkpoint takes at most "
-            f"{config.tokenizer_model_max_length}: give fewer images, fewer tiles (--max-tiles) or shorter sounds"
-        )
-    room(counts["total"], max_new_tokens, config.decoder.max_position_embeddings)
+    check_positions(config, counts["total"] + counts["cut"], max_new_tokens)
     return counts
+
+
+def check_positions(config, positions, max_new_tokens=None):
+    """Raises: ValueError if a prompt of so many positions, with its new tokens, is longer than the checkpoint takes."""
+    most = config.tokenizer_model_max_length
+    if most is not None and positions > most:
+        fewer = "give fewer images, fewer tiles (--max-tiles) or shorter sounds"
+        raise ValueError(f"the prompt takes {positions} positions, but this checkpoint takes at most {most}: {fewer}")
+    room(positions, max_new_tokens, config.decoder.max_position_embeddings)

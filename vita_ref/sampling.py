@@ -35,6 +35,11 @@ class Sampling:
         eos_token_id: the id or ids that end an answer; None: the checkpoint's; (): none.
         pad_token_id: the id that fills rows which have ended.
         generator: the source of the draws, or one for each row; None: torch's own.
+        seed: the seed of a new generator, instead of one.
+        stop: a text or texts that end an answer, which does not include them; for answers as text only.
+        max_seconds: ends an answer after so many seconds, counted from the start of its prompt.
+        top: how many of the likeliest tokens are reported with their log-probabilities at each token of an answer; None
+            reports no log-probabilities (a stream always reports those of its tokens).
         errors: what happens to a row whose logits are not finite: "raise" refuses the batch, "return" puts the
             ValueError in the place of the row's answer.
     """
@@ -48,6 +53,10 @@ class Sampling:
     eos_token_id: int | tuple | list | None = None
     pad_token_id: int | None = None
     generator: torch.Generator | list | None = None
+    seed: int | None = None
+    stop: str | tuple | list = ()
+    max_seconds: float | None = None
+    top: int | None = None
     errors: str = "raise"
 
     def check(self):
@@ -61,6 +70,12 @@ class Sampling:
             ("top_p", self.top_p, f"a number from {TINY} to 1 (1 is off)", lambda x: TINY <= x <= 1),
             ("repetition_penalty", self.repetition_penalty, f"a number from {TINY} to {HUGE} (1 is off)",
              lambda x: TINY <= x <= HUGE),
+            ("seed", 0 if self.seed is None else self.seed, "an integer of 64 bits, or None",
+             lambda x: isinstance(x, Integral) and -(2**63) <= x < 2**64),
+            ("max_seconds", 1 if self.max_seconds is None else self.max_seconds, "a number above 0, or None",
+             lambda x: 0 < x <= HUGE),
+            ("top", 0 if self.top is None else self.top, "an integer of at least 0, or None",
+             lambda x: isinstance(x, Integral) and x >= 0),
         )  # fmt: skip
         for name, value, expected, is_valid in rules:
             if isinstance(value, bool) or not isinstance(value, Real) or not is_valid(value):
@@ -72,7 +87,10 @@ class Sampling:
         """The options that are no numbers of a range."""
         ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
         sources = self.generator if isinstance(self.generator, (list, tuple)) else [self.generator]
+        if self.seed is not None and self.generator is not None:
+            raise ValueError("seed and generator are two sources of the same draws: give one")
         rules = {
+            "stop": ("a text, or a list of texts that are not empty", all(isinstance(x, str) and x for x in self.stops)),
             "do_sample": ("None, True or False", self.do_sample is None or isinstance(self.do_sample, bool)),
             "eos_token_id": ("a token id, a list of them, or None", all(map(is_token, ends))),
             "pad_token_id": ("a token id or None", is_token(self.pad_token_id)),
@@ -90,6 +108,18 @@ class Sampling:
     def greedy(self):
         """Whether the likeliest token is taken."""
         return self.temperature == 0 or not (self.temperature if self.do_sample is None else self.do_sample)
+
+    @property
+    def stops(self):
+        """The texts that end an answer, as a tuple."""
+        return () if self.stop is None else tuple(self.stop) if isinstance(self.stop, (list, tuple)) else (self.stop,)
+
+    def generators(self, rows, device):
+        """A generator for each row, or None if nothing is drawn."""
+        if self.greedy:
+            return None
+        source = self.generator if self.seed is None else torch.Generator(device).manual_seed(self.seed)
+        return row_generators(source, rows, device)
 
 
 def is_token(value):

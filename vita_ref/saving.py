@@ -10,8 +10,9 @@ from dataclasses import replace
 from .config import QuantizationConfig
 from .files.checkpoint import module_names
 from .files.messages import one_line_errors
+from .files.names import PREFIXES
 from .files.saving import write_folder
-from .loading import PREFIXES, find_speech
+from .loading import find_speech
 
 
 @one_line_errors

@@ -49,7 +49,10 @@ def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
 
 
 def iterate_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
-    """`load_frames`, frame by frame: large images of a folder need not be in memory together."""
+    """`load_frames`, frame by frame: large images of a folder need not be in memory together.
+
+    ``image.info["seconds"]`` is the time of each frame in the video; an image of a folder is one second.
+    """
     try:
         path = Path(source)
     except TypeError:
@@ -163,15 +166,23 @@ def _film_frames(path, options):
             count, fps = stream.frames, float(stream.average_rate or 0)
             times = films.times(packet for packet in film.demux(stream) if packet.size) if count else []
         if count and films.is_constant(times, fps):
-            frames = films.decode_frames(path, frame_indices(count, fps, **options))
-            if frames:
-                return frames
+            chosen = frame_indices(count, fps, **options)
+            if frames := films.decode_frames(path, chosen):
+                return _timed(frames, [i / fps for i in chosen])
         times = films.times(films.decode(path))
         if not times:
             raise ValueError(f"cannot read {name}: none of its frames can be decoded")
-        return films.decode_frames(path, _film_indices(times, fps, options, name))
+        chosen = _film_indices(times, fps, options, name)
+        return _timed(films.decode_frames(path, chosen), [i / fps if times[i] is None else times[i] for i in chosen])
     except av.FFmpegError as error:
         raise ValueError(f"cannot read {name}: {media.reason_of(error)}") from None
+
+
+def _timed(frames, seconds):
+    """Images with their times in the video, as ``image.info["seconds"]``."""
+    for frame, time in zip(frames, seconds):
+        frame.info["seconds"] = time
+        yield frame
 
 
 def _film_indices(times, fps, options, name):
@@ -202,7 +213,8 @@ def _animation_frames(path, options):
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
         raise ValueError(f"cannot read {media.cut(path)}: {media.reason_of(error)}") from None
     fps = 1000 * len(durations) / sum(durations)
-    return _frames_at(image, _distinct_indices(len(durations), fps, options))
+    chosen = _distinct_indices(len(durations), fps, options)
+    return _timed(_frames_at(image, chosen), [sum(durations[:i]) / 1000 for i in chosen])
 
 
 def _durations(image):
@@ -231,7 +243,18 @@ def _folder_frames(path, options):
         suffixes = ", ".join(FRAME_SUFFIXES)
         raise ValueError(f"{media.cut(path)} has no frames: expected images with the suffix {suffixes}")
     files.sort(key=lambda p: ([int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)], p.name))
-    return (open_image(files[i]) for i in _distinct_indices(len(files), 1, options))
+    chosen = _distinct_indices(len(files), 1, options)
+    return _timed(_read_images(path, [files[i] for i in chosen]), chosen)
+
+
+def _read_images(folder, files):
+    pixels = 0
+    for file in files:
+        image = open_image(file)
+        pixels += image.width * image.height
+        if pixels > media.MAX_FOLDER_PIXELS:
+            raise ValueError(f"cannot read {media.cut(folder)}: its frames have more than {media.MAX_FOLDER_PIXELS:,} pixels")
+        yield image
 
 
 def _distinct_indices(num_frames, fps, options):

@@ -174,10 +174,12 @@ class VisionTower(nn.Module):
 
 class Projector(nn.Sequential):
     """Linear, erf GELU, Linear: from features to rows as wide as the decoder's (called "mlp2x_gelu" upstream).
+    InternVL has a LayerNorm in front of them.
 
     Shapes: [N, I, factor*factor*E] -> [N, I, D]
-    Source: checkpoint prefix ``model.mm_projector.``
+    Source: checkpoint prefix ``model.mm_projector.``; InternVL's ``mlp1.``
     """
 
-    def __init__(self, feature_size, width):
-        super().__init__(nn.Linear(feature_size, width), nn.GELU(), nn.Linear(width, width))
+    def __init__(self, feature_size, width, norm=False):
+        mlp = nn.Linear(feature_size, width), nn.GELU(), nn.Linear(width, width)
+        super().__init__(*[nn.LayerNorm(feature_size)] * norm, *mlp)

@@ -30,6 +30,7 @@ def tensor(dtype, shape, value):
 
 
 tensors = st.builds(tensor, st.sampled_from(DTYPES), st.sampled_from(SHAPES), st.sampled_from([0.0, 1.0, 255.0, float("nan")]))
+tensors |= st.builds(lambda kind, shape: torch.empty(shape, dtype=kind, device="meta"), st.sampled_from(DTYPES), st.sampled_from(SHAPES))
 arrays = st.builds(
     lambda kind, shape: np.ones(shape).astype(kind),
     st.sampled_from(["u1", "f4", "f8", "i8", "?", "O", "U3", ">f4", "c8"]),
@@ -77,6 +78,13 @@ def some(names, least=1):
 @example({"audios": "x.wav"})
 @example({"video": ["a.mp4", "b.mp4"]})
 @example({"audios": 3})
+@example({"images": [torch.empty(3, PIXELS, PIXELS, device="meta")]})
+@example({"video": torch.empty(4, 3, PIXELS, PIXELS, device="meta")})
+@example({"audios": [torch.empty(30, BINS, device="meta")]})
+@example({"audios": [(torch.empty(16000, device="meta"), 16000)]})
+@example({"images": [torch.nested.nested_tensor([TILE[0], TILE[1]], layout=torch.jagged)]})
+@example({"images": [torch.zeros(1).expand(3, 10**6, 10**6)]})
+@example({"audios": [torch.zeros(0, WIDTH)]})
 def test_respond_takes_or_refuses_any_value_of_any_argument(arguments):
     answer, done = refused_or_done(VITA.respond, **{"text": "a b", "max_new_tokens": 2} | arguments)
     assert isinstance(answer, str) or done and isinstance(answer, ValueError)
@@ -110,6 +118,9 @@ arguments_of_a_pass = st.one_of(some(FORWARD), st.builds(lambda x: {"audios": x,
 @example({"attention_mask": torch.tensor([[0.0, float("-inf")]])}, (7, 8))
 @example({"position_ids": torch.tensor([[0.5, 1.0]])}, (7, 8))
 @example({"sf_masks": [float("inf")], "images": TILE[None]}, (IMAGE,))
+@example({"images": torch.empty(1, 3, PIXELS, PIXELS, device="meta")}, (IMAGE,))
+@example({"audios": {"audios": torch.empty(1, 30, BINS, device="meta")}}, (AUDIO,))
+@example({"audios": {"audios": BANK[None], "lengths": torch.empty(1, device="meta")}}, (AUDIO,))
 def test_a_pass_and_generation_take_or_refuse_any_value(arguments, row):
     arguments = {"input_ids": ids(*row)} | arguments
     if arguments.get("inputs_embeds") is not None and len(arguments) > 1:

@@ -26,6 +26,7 @@ BAD = [
     *('{"a":' * 2000, "9" * 5000, "\x00", '{"prompt": ""}', '{"prompt": 5, "id": 3}', '{"images": "x.png"}'),
     *('{"images": [""]}', '{"images": ["\\u0000"]}', '{"images": ["nowhere.png"], "id": "n"}', '{"images": [1]}'),
     *('{"audios": ["x.wav"]}', '{"video": ""}', '{"id": [1], "prompt": "x"}', '{"picture": 1}', '{"images": ["."]}'),
+    *('{"id": 1e400, "prompt": "x"}', '{"prompt": "\udcff"}', "\udcfe\udcff", '\ufeff{"prompt": "x"}', '{"prompt": "x"},'),
     *('{"prompt": "\\ud800"}', '{"prompt": "<image>", "images": ["x.png", "x.png"]}', '{"prompt": "%s' % ("z" * 3000)),
 ]
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 
 def answer(folder, lines, *flags):
     """What --batch gives for these lines: status, values, standard error."""
-    (folder / "requests.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "requests.jsonl").write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
     status, out, err = call("--model", folder, "--batch", folder / "requests.jsonl", "--max-new-tokens", 3, *flags)
     return status, [strict_json(line) for line in out.split("\n")[:-1]], err
 

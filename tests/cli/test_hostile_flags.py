@@ -1,6 +1,8 @@
 """Flags with hostile values: each gets an answer, or one line and exit status 2."""
 
+import io
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,3 +154,44 @@ def test_an_error_of_the_program_itself_is_not_hidden(folder, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "silu", refuse)
     with pytest.raises(RuntimeError, match="a bug"):
         call("--model", folder, "hi")
+
+
+REFUSED = {
+    "a prompt that is too long": ["a " * 33000],
+    "too many new tokens": ["hi", "--max-new-tokens", "33000"],
+    "a picture that is missing": ["--image", "nowhere.png"],
+    "a text as a picture": ["--image", "text.txt"],
+    "another number of placeholders": ["<image> <image>", "--image", "x.png"],
+    "a sound": ["--audio", "text.txt"],
+    "an empty question": [""],
+    "no question": [],
+    "speech": ["hi", "--speak", "x.wav"],
+    "a folder that is missing": ["hi", "--vision-dir", "nowhere"],
+    "a line of a batch": ["--batch", "text.txt"],
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED.values(), ids=REFUSED)
+def test_a_dry_run_refuses_what_a_real_run_refuses_with_the_same_words(folder, flags):
+    status, _, expected = call("--model", folder, *flags)
+    assert status == 2
+    status, out, err = call("--model", folder, *flags, "--dry-run")
+    check_user_error(status, out, err)
+    assert err == expected
+
+
+def test_a_file_name_that_ends_like_a_folder_is_refused(folder):
+    status, out, err = call("--model", folder, "hi", "--speak", "x.wav/")
+    check_user_error(status, out, err)
+    assert "this is a folder" in err and not (folder / "x.wav").exists()
+
+
+def test_standard_input_that_cannot_be_read_is_one_line(monkeypatch):
+    class Unreadable(io.RawIOBase):
+        def read(self, size=-1):
+            raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Unreadable()))
+    status, out, err = call("--image", "-")
+    check_user_error(status, out, err)
+    assert "standard input: Bad file descriptor" in err

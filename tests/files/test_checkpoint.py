@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,7 +21,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.decoder import Decoder
 from vita_ref.files import checkpoint
-from vita_ref.loading import PREFIXES as VITA_PREFIXES
+from vita_ref.files.names import PREFIXES as VITA_PREFIXES
 
 INDEX = "model.safetensors.index.json"
 PREFIXES = {"decoder.": "model.", "decoder.lm_head.": "lm_head.", "stats.": "measured."}
@@ -473,3 +474,27 @@ def test_the_documented_decoder_has_the_7_72_billion_parameters_that_follow_from
     layer = 4 * d * d + 3 * d + 3 * d * f + 2 * d  # q, k, v, o; biases of q, k, v; the MLP; two norms
     assert count_decoder_parameters("documented") == 2 * v * d + layers * layer + d
     assert math.isclose(count_decoder_parameters("documented"), 7.72e9, rel_tol=1e-3)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.text(max_size=400), min_size=1, max_size=40), st.integers(200, 900))
+@example(["\U000e0001" * 400] * 9, 200)
+def test_a_list_of_any_names_is_short_and_counts_those_that_it_leaves_out(names, limit):
+    text = checkpoint.shortened(names, limit)
+    assert text.isprintable() and len(text) <= limit + len(" and 40 more")
+    if len(names) > 8:
+        assert re.search(r" and \d+ more$", text)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.dictionaries(st.text(min_size=1, max_size=3000), st.integers(0, 60), min_size=1, max_size=30))
+def test_a_checkpoint_with_any_tensors_of_any_shape_is_refused_in_at_most_1000_characters(tensors):
+    with tempfile.TemporaryDirectory() as folder:
+        names = [name.encode("utf-8", "replace").decode() for name in tensors]
+        wrong = {name: torch.zeros([1] * dims) for name, dims in zip(names, tensors.values())}
+        wrong |= {name: torch.zeros([1] * 60) for name in checkpoint.module_names(on_meta(), PREFIXES)}
+        save_file(wrong, Path(folder) / "model.safetensors")
+        files = checkpoint.find_tensors(folder)
+        with pytest.raises(ValueError) as error:
+            checkpoint.check_fits(on_meta(), PREFIXES, files)
+    assert str(error.value).isprintable() and len(str(error.value)) <= 1000

@@ -1,5 +1,6 @@
 """Limits of pictures, films and sounds, names in messages, and bounded reading. Run: ``pytest tests/files/test_media.py``"""
 
+import contextlib
 import io
 import os
 import re
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vita_ref.files import media
+from vita_ref.image import open_image
 
 ROOT = Path(__file__).parents[2]
 few = settings(max_examples=50, deadline=None, derandomize=True)
@@ -100,7 +103,50 @@ def test_what_a_library_writes_to_standard_error_is_discarded_and_what_follows_i
     assert capfd.readouterr().err == "after\nkept\n"
 
 
-def test_standard_error_is_left_alone_while_another_thread_may_write_to_it(capfd):
+LINES = [  # of libtiff and libmpg123, as damaged files gave them
+    "tempfile.tif: Using code not yet in table.",
+    "LZWDecode: Not enough data at scanline 0 (short 14 bytes).",
+    "ZIPDecode: Decoding error at scanline 0, invalid distance too far back.",
+    "Fax4Decode: Bad code word at line 31 of strip 0 (x 0).",
+    "JPEGLib: Unsupported marker type 0xab.",
+    "ZSTDDecode: Error in ZSTD_decompressStream(): Data corruption detected.",
+    "TIFFReadDirectory: Warning, Unknown field with tag 34 (0x22) encountered.",
+    "[src/libmpg123/layer3.c:INT123_do_layer3():1804] error: dequantization failed!",
+    "Note: Illegal Audio-MPEG-Header 0x70892213 at offset 3240.",
+    "Note: Trying to resync...",
+    "Note: Skipped 1024 bytes in input.",
+    "\nWarning: Xing stream size off by more than 1%, fuzzy seeking may be even more fuzzy than by design!",
+]
+OTHERS = ["vita_ref: cannot read x", "INFO:     127.0.0.1 - GET /", "", "Warning: low battery", "Note: mine", "a TIFF: no", "é"]
+
+
+@few
+@given(st.lists(st.sampled_from(LINES) | st.sampled_from(OTHERS), max_size=12))
+def test_of_several_threads_only_the_lines_of_libraries_are_discarded(lines):
+    text = "".join(line + "\n" for line in lines).encode()
+    kept = "".join(line + "\n" for line in lines if line in OTHERS).encode()
+    read, write = os.pipe()
+    thread, done = threading.Thread(target=lambda: done.wait(20)), threading.Event()
+    thread.start()
+    before = os.dup(2)
+    os.dup2(write, 2)
+    try:
+        with media.quiet_stderr():
+            os.write(2, text)
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(write)
+        done.set()
+        thread.join()
+    with open(read, "rb") as pipe:
+        got = pipe.read()
+    assert got.replace(b"\n", b"") == kept.replace(b"\n", b"")
+    if "" not in lines:
+        assert got == kept
+
+
+def test_what_another_thread_writes_meanwhile_is_kept(capfd):
     go, done = threading.Event(), threading.Event()
 
     def write():
@@ -111,10 +157,31 @@ def test_standard_error_is_left_alone_while_another_thread_may_write_to_it(capfd
     thread = threading.Thread(target=write)
     thread.start()
     with media.quiet_stderr():
+        os.write(2, b"LZWDecode: Not enough data at scanline 0 (short 14 bytes).\n")
         go.set()
         assert done.wait(5)
     thread.join()
     assert capfd.readouterr().err == "of the other thread\n"
+
+
+def test_several_threads_can_read_damaged_files_at_once(capfd):
+    image = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(image, "TIFF", compression="tiff_lzw")
+    damaged, refused = image.getvalue()[:8] + b"\xff" * 2000 + image.getvalue()[2008:], []
+
+    def read():
+        for _ in range(5):
+            with contextlib.suppress(ValueError):
+                open_image(io.BytesIO(damaged))
+            refused.append(1)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(2, b"after\n")
+    assert len(refused) == 20 and capfd.readouterr().err == "after\n"
 
 
 def test_a_closed_standard_error_is_accepted():

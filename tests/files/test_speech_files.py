@@ -6,6 +6,8 @@ import zipfile
 import pytest
 import torch
 from conftest import GOLDEN
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,6 +18,7 @@ from vita_ref.files.speech import (
     read_speech_config,
     read_tensors,
 )
+from vita_ref.files.values import LIMITS
 
 SPEECH = GOLDEN / "tts"
 
@@ -153,6 +156,34 @@ def test_dicts_nested_without_end_are_refused(tmp_path):
         for name in old.namelist():
             new.writestr(name, pickle if name.endswith("data.pkl") else old.read(name))
     assert "nested too deeply" in refused(read_tensors, tmp_path)
+
+
+def test_an_archive_that_is_compressed_or_whose_pickle_is_large_is_refused(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
+    with zipfile.ZipFile(tmp_path / "other.pt") as old, zipfile.ZipFile(tmp_path / "final.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, b"\x80\x02" + b"(" * 10**7 if name.endswith("data.pkl") else old.read(name))
+    assert (tmp_path / "final.pt").stat().st_size < 20_000
+    assert "compressed archive" in refused(read_tensors, tmp_path)
+    (tmp_path / "other.pt").rename(tmp_path / "final.pt")
+    assert read_tensors(tmp_path)["a"].tolist() == [0, 0, 0]
+    monkeypatch.setitem(LIMITS, "pickle", 20)
+    assert "its pickle has more than 20 bytes" in refused(read_tensors, tmp_path)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=200), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=9), st.floats(0, 1))
+def test_a_damaged_archive_is_read_or_refused(tmp_path, junk, changes, part):
+    torch.save({"a": torch.zeros(3), "b": {"c": torch.ones(2, 2)}}, tmp_path / "final.pt")
+    content = bytearray((tmp_path / "final.pt").read_bytes())
+    for place, byte in changes:
+        content[place % len(content)] = byte
+    for damaged in (junk, bytes(content), bytes(content[: int(len(content) * part)])):
+        (tmp_path / "final.pt").write_bytes(damaged)
+        try:
+            assert all(torch.is_tensor(x) for x in read_tensors(tmp_path).values())
+        except ValueError as error:
+            assert str(error).isprintable() and len(str(error)) < 400
 
 
 # ---- into a module

@@ -15,7 +15,7 @@ from vita_ref import Vita
 from vita_ref.analysis.budget import meta_model
 from vita_ref.files import checkpoint
 from vita_ref.files.folders import read_config
-from vita_ref.loading import PREFIXES
+from vita_ref.files.names import PREFIXES
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 IDS = torch.arange(9)[None]

@@ -28,6 +28,8 @@ CONFIGS = {
     "odd": replace(SIZES, num_key_value_heads=3),
     "misshapen": SIZES,
 }
+INTERNVL = replace(SIZES, vocab_size=305), replace(make_checkpoint.INTERNVL3.vision, hidden_size=16, intermediate_size=20)
+INTERNVL = INTERNVL[0], replace(INTERNVL[1], num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=7)
 PROMPT, NEXT = torch.arange(5, 18).view(1, -1), torch.arange(40, 42).view(1, -1)
 SAMPLED = {"do_sample": True, "max_new_tokens": 7, "eos_token_id": ()}
 VISION = VisionConfig(16, 20, 1, 2, image_size=28, patch_size=7)
@@ -76,6 +78,7 @@ def run_rank(rank, folder, ports):
         saved["tied"] = results(folder / "tied", split=True)
         saved["int8"] = results(folder / "untied", split=True, quantize="int8")
         saved["packed"] = results(folder / "untied", split=True, pack=can_pack(torch.float32))
+        saved["internvl"] = results(folder / "internvl", split=True)
     commands = {
         "answer": (*FLAGS, folder / "untied"),
         "odd": (*FLAGS, folder / "odd"),
@@ -103,6 +106,8 @@ def run(tmp_path_factory):
     for name, sizes in CONFIGS.items():
         config = replace(VitaConfig.preset("demo"), decoder=sizes, vision=VISION, audio=None, template="chatml")
         make_checkpoint.write(folder / name, "demo", seed=3, config=replace(config, eos_token_ids=(300,)))
+    config = replace(make_checkpoint.INTERNVL3, decoder=INTERNVL[0], vision=INTERNVL[1], eos_token_ids=(300,))
+    make_checkpoint.write(folder / "internvl", "internvl3-1b", "float32", seed=3, config=config)
     config = folder / "misshapen" / "config.json"
     config.write_text(config.read_text().replace(str(SIZES.intermediate_size), "43"))
     with contextlib.ExitStack() as stack:  # all open at once, so that the ports differ
@@ -113,7 +118,7 @@ def run(tmp_path_factory):
         worker.start()
     whole = {"untied": results(folder / "untied"), "tied": results(folder / "tied")}
     whole |= {"int8": results(folder / "untied", quantize="int8"), "answer": command(*FLAGS, folder / "untied")}
-    whole["packed"] = whole["untied"]
+    whole |= {"packed": whole["untied"], "internvl": results(folder / "internvl")}
     for worker in workers:
         worker.join(100)
         if worker.is_alive():
@@ -122,11 +127,11 @@ def run(tmp_path_factory):
     return SimpleNamespace(whole=whole, ranks=[torch.load(folder / f"rank{r}.pt") for r in range(2)])
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied", "packed"])
+@pytest.mark.parametrize("kind", ["untied", "tied", "packed", "internvl"])
 def test_the_logits_are_those_of_one_process_within_rounding(run, kind):
     want = run.whole[kind]["logits"]
     for rank in run.ranks:
-        assert rank[kind]["logits"].shape == want.shape == (1, 15, SIZES.vocab_size)
+        assert rank[kind]["logits"].shape == want.shape == (1, 15, SIZES.vocab_size + 4 * (kind == "internvl"))
         assert (rank[kind]["logits"] - want).abs().max() < 1e-5 * want.abs().max()
 
 
@@ -138,7 +143,7 @@ def test_every_rank_has_the_same_bits_and_samples_the_same_tokens(run, kind):
     assert not first["sampled"][0].equal(first["sampled"][1])
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied", "packed"])
+@pytest.mark.parametrize("kind", ["untied", "tied", "packed", "internvl"])
 def test_tokens_are_those_of_one_process(run, kind):
     for name in ("greedy", "seeded"):
         assert run.ranks[0][kind][name].equal(run.whole[kind][name])
@@ -149,7 +154,7 @@ def test_the_error_of_int8_is_at_most_one_and_a_half_times_that_of_one_process(r
     assert 0 < (split - exact).abs().max() < 1.5 * (whole - exact).abs().max()
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("kind", ["untied", "tied", "internvl"])
 def test_each_rank_holds_its_part_of_every_matrix_and_of_the_cache(run, kind):
     whole, parts = run.whole[kind]["decoder"], [rank[kind]["decoder"] for rank in run.ranks]
     assert all(part.keys() == whole.keys() for part in parts)

@@ -23,9 +23,10 @@ from ..audio import BLOCK, encoder_position_count, visible_spans
 from ..config import QuantizationConfig
 from ..files import checkpoint
 from ..files.folders import read_config
+from ..files.names import prefixes
 from ..files.speech import read_codec_config, read_speech_config
 from ..files.tokenizer import load_tokenizer
-from ..loading import PREFIXES, find_speech, unread_prefixes, with_stored_vocabulary
+from ..loading import find_speech, unread_prefixes, with_stored_vocabulary
 from ..model import Vita
 from ..request import count_positions, image_positions, num_patches
 from ..scale import blocks, int4, quantized_linears
@@ -49,14 +50,15 @@ def meta_model(folder, *, vision_dir=None, audio_dir=None, speech_dir=None):
         disk = {"bytes": size, "dtypes": file_dtypes(files), "absent": None}
     except ValueError as error:
         disk = {"bytes": 0, "dtypes": [], "absent": str(error)}
-    config = with_stored_vocabulary(checkpoint.stored_config(config, files), files)
+    table = prefixes(config, files)
+    config = with_stored_vocabulary(checkpoint.stored_config(config, files, table), files)
     tokenizer = load_tokenizer(folder)
     with torch.device("meta"):
         vita = Vita(config, tokenizer)
         if files:
             if config.quantization:
                 quantized_linears(vita.decoder, stored=config.quantization)
-            checkpoint.check_fits(vita, PREFIXES, files, unread_prefixes(config))
+            checkpoint.check_fits(vita, table, files, unread_prefixes(config, table))
         if speech_dir := find_speech(folder, speech_dir):
             decoder, codec = (Path(speech_dir) / part / "model.json" for part in ("decoder", "codec"))
             vita.speech = Speech(read_speech_config(decoder), read_codec_config(codec))

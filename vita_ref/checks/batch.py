@@ -13,7 +13,13 @@ import torch
 
 from ..cache import KVCache
 from ..files.messages import shown
-from .media import check_finite, check_pixels, describe, is_float_tensor
+from .media import (
+    check_finite,
+    check_pixels,
+    check_values,
+    describe,
+    is_float_tensor,
+)
 
 LARGEST_STRIDE = 2**31
 
@@ -27,10 +33,10 @@ def check_batch(batch, config, like, finite=True):
     if (batch.input_ids is None) == (batch.inputs_embeds is None):
         raise ValueError("give either input_ids or inputs_embeds")
     changed = {name: as_rows(getattr(batch, name), name, like) for name in ("input_ids", "labels")}
-    changed |= {"attention_mask": as_mask(batch.attention_mask, like), "images": as_images(batch.images, config, finite)}
+    changed |= {"attention_mask": as_mask(batch.attention_mask, like), "images": as_images(batch.images, config, finite, like)}
     if batch.position_ids is not None:
         changed["position_ids"] = as_integers(batch.position_ids, "position_ids", 2, like)
-    check_audios(batch.audios)
+    check_audios(batch.audios, like)
     check_stride(batch.shared_v_pid_stride)
     if batch.sf_masks is not None:
         changed["sf_masks"] = as_integers(batch.sf_masks, "sf_masks", 1, like).tolist()
@@ -116,16 +122,16 @@ def check_numbers(given):
     return array
 
 
-def as_images(images, config, finite):
+def as_images(images, config, finite, like):
     """Images as a tensor [N, 3, Y, X] or a list of tensors [3, Y, X] or [N, 3, Y, X]; None stays None."""
     if images is None or isinstance(images, torch.Tensor) and images.dim() == 4 and not len(images):
         return images
     if isinstance(images, torch.Tensor):
-        return check_pixels(images, config.vision, "images", (4,), finite)
+        return check_pixels(images, config.vision, "images", (4,), finite, like)
     is_list = isinstance(images, (list, tuple))
     if not is_list:
         raise ValueError(f"images must be a tensor [N, 3, Y, X], or a list of them, got {describe(images)}")
-    return [check_pixels(x, config.vision, f"image {i}", finite=finite) for i, x in enumerate(images)]
+    return [check_pixels(x, config.vision, f"image {i}", finite=finite, like=like) for i, x in enumerate(images)]
 
 
 def as_embeds(embeds, width, like, finite):
@@ -149,8 +155,8 @@ def check_labels(labels, mask, vocab_size):
         raise ValueError(f"labels must be below {vocab_size} (below 0: ignored), got {int(counted.max())}")
 
 
-def check_audios(audios):
-    """Refuses ``audios`` that is no dict of floating tensors."""
+def check_audios(audios, like=None):
+    """Refuses ``audios`` that is no dict of floating tensors. ``like`` is a weight of the decoder."""
     if audios is None:
         return
     if not isinstance(audios, dict) or "audios" not in audios:
@@ -162,6 +168,8 @@ def check_audios(audios):
         if not is_float_tensor(sound) or sound.dim() != 2 + whole:
             got = describe(sounds if rows == [None] else sound)
             raise ValueError(f"audios must be floating tensors [N, J, M] or a list of [J, M], got {got}")
+        if like is not None:
+            check_values(sound, "a sound", like)
 
 
 def check_stride(stride):

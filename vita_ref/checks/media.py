@@ -17,6 +17,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
+from ..files.media import MAX_TILE_PIXELS
 from ..files.messages import shown
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -29,7 +30,7 @@ MOST_MEDIA = 10_000  # images or sounds of one request
 def describe(given):
     """A short description of an argument for messages: dtype and shape of an array, otherwise the type."""
     if isinstance(given, torch.Tensor):
-        return f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+        return f"{str(given.dtype).removeprefix('torch.')} {'nested' if given.is_nested else list(given.shape)}"
     return f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
 
 
@@ -42,14 +43,25 @@ def check_finite(tensor, what):
 
 def is_float_tensor(given):
     """Whether it is a dense tensor of a floating dtype."""
-    return isinstance(given, torch.Tensor) and given.layout is torch.strided and given.dtype in FLOATS
+    is_dense = isinstance(given, torch.Tensor) and given.layout is torch.strided and not given.is_nested
+    return is_dense and given.dtype in FLOATS
+
+
+def check_values(tensor, what, like=None):
+    """Returns a tensor unchanged. ``like`` is a weight of the model, or None for a model that is not on the meta device.
+
+    Raises: ValueError for a tensor on the meta device, unless the model is there too.
+    """
+    if tensor.is_meta and not (like is not None and like.is_meta):
+        raise ValueError(f"{what} is on the device meta, so it has no values: give {describe(tensor)} with values")
+    return tensor
 
 
 # ---- images
 
 
-def check_pixels(pixels, config, what="an image", dims=(3, 4), finite=True):
-    """Returns normalised pixels unchanged. ``config`` is the `VisionConfig`, or None.
+def check_pixels(pixels, config, what="an image", dims=(3, 4), finite=True, like=None):
+    """Returns normalised pixels unchanged. ``config`` is the `VisionConfig`, or None; ``like`` as in `check_values`.
 
     Raises: ValueError for another shape, an integer dtype, or values that are not normalised pixels.
     """
@@ -60,7 +72,9 @@ def check_pixels(pixels, config, what="an image", dims=(3, 4), finite=True):
     unit = 1 if config is None else config.patch_size * config.shuffle
     if pixels.shape[-2] % unit or pixels.shape[-1] % unit:
         raise ValueError(f"height and width of {what} must be multiples of {unit}, got {list(pixels.shape)}")
-    if pixels.is_meta:
+    if pixels.shape[-2] * pixels.shape[-1] > MAX_TILE_PIXELS:
+        raise ValueError(f"{what} must have at most {MAX_TILE_PIXELS:,} pixels, got {list(pixels.shape)}")
+    if check_values(pixels, what, like).is_meta:
         return pixels
     largest = max(abs(float(x)) for x in pixels.detach().aminmax())  # NaN if there is one
     if not math.isfinite(largest):
@@ -104,14 +118,18 @@ def check_sound(sound, config):
         form = f"a floating filter bank [J, {config.audio.num_mel_bins}]" if config.audio else "floating embeddings"
         form += f" or [A, {config.decoder.hidden_size}]" if config.audio else f" [A, {config.decoder.hidden_size}]"
         raise ValueError(f"a sound as a tensor must be {form}, got {describe(sound)}: give samples as (waveform, rate)")
-    return check_finite(sound, "a sound")
+    if not len(sound):
+        raise ValueError(f"a sound has no rows: got {describe(sound)}")
+    return check_finite(check_values(sound, "a sound"), "a sound")
 
 
-def check_sounds(fbank, lengths):
+def check_sounds(fbank, lengths, like=None):
     """Refuses filter banks that are no floating tensor [N, J, M], and lengths that are no integers."""
     if not is_float_tensor(fbank) or fbank.dim() != 3:
         raise ValueError(f"fbank must be a floating tensor [N, J, M], got {describe(fbank)}")
-    values = lengths.tolist() if isinstance(lengths, (torch.Tensor, np.ndarray)) else lengths
+    check_values(fbank, "fbank", like)
+    is_array = isinstance(lengths, np.ndarray) or isinstance(lengths, torch.Tensor) and not lengths.is_meta
+    values = lengths.tolist() if is_array else lengths
     if not isinstance(values, (list, tuple)) or not all(is_length(x) for x in values):
         raise ValueError(f"lengths must be one integer for each sound, got {shown(lengths)}")
     for i, (sound, length) in enumerate(zip(fbank, values)):
@@ -120,7 +138,8 @@ def check_sounds(fbank, lengths):
 
 def is_length(value):
     """Whether it is a whole number of at least 0."""
-    value = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    is_one = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_meta
+    value = value.item() if is_one else value
     return isinstance(value, Real) and value >= 0 and value == value // 1
 
 
@@ -149,7 +168,7 @@ def as_waveform(source):
         raise ValueError(f"the rate of a waveform must be {low} to {high} Hz, got {shown(rate)}")
     if not wave.shape[1]:
         raise ValueError("a waveform has no samples")
-    largest = float(check_finite(wave, "a waveform").abs().max())
+    largest = float(check_finite(check_values(wave, "a waveform"), "a waveform").abs().max())
     if largest > LARGEST_SAMPLE:
         raise ValueError(f"a waveform must be floats in -1..1, got values up to {largest:g}: divide by the full scale")
     return wave.float(), int(rate) if rate == int(rate) else float(rate)

@@ -27,16 +27,18 @@ def room(positions, new, limit):
     return min(left, DEFAULT_NEW_TOKENS) if new is None else int(new)
 
 
-def new_token_room(x, options, limit):
-    """How many new tokens each row of `Inputs` may have, as a list. Raises: ValueError as `room`."""
+def new_token_room(x, options, limit, cache=None):
+    """How many new tokens each row of `Inputs` may have behind the cache, as a list. Raises: ValueError as `room`."""
     b, s, _ = x.embeds.shape
+    past = [0] * b if cache is None else cache.next_positions.tolist()
     if x.embeds.is_meta:
         used = [s] * b
     elif x.positions is not None:
         real = x.positions if x.mask is None else x.positions.where(x.mask[:, -s:].bool(), 0)  # [B, S]
         used = [last + 1 for last in real.expand(b, s).amax(1).tolist()]
     else:
-        used = [s] * b if x.mask is None else x.mask.bool().sum(1).tolist()
+        new = [s] * b if x.mask is None else x.mask[:, -s:].bool().sum(1).tolist()
+        used = [before + n for before, n in zip(past, new)]
     rooms = []
     for row, positions in enumerate(used):
         try:

@@ -9,6 +9,7 @@ from ..checks.rows import DEFAULT_NEW_TOKENS
 from ..files.messages import shown
 from ..loading import demo_folder
 from ..request import check_length, prepare_request
+from ..voice.speak import check_speech
 from .batch import GROUP
 from .flags import check, world_size
 from .requests import prepare_lines, read_requests
@@ -19,6 +20,8 @@ def dry_run(a):
     check(a)
     folders = {"vision_dir": a.vision_dir, "audio_dir": a.audio_dir, "speech_dir": a.speech_dir}
     vita, disk = budget.meta_model(a.model or demo_folder(), **folders)
+    if a.speak:
+        check_speech(vita)
 
     def prepare(request):
         prepared = prepare_request(request, vita.config, vita.tokenizer)

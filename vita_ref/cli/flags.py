@@ -6,12 +6,22 @@ import re
 
 import torch
 
+from ..checks.devices import as_device
 from ..files.messages import shown
+from ..loading import DTYPES
 from ..sampling import Sampling
+from .help import Formatter, grouped_help
 from .output import check_output
 from .terminal import one_line
 
-EPILOG = """exit status: 0; 2 for errors that you can fix, with one line on standard error; 130 after Ctrl-C, 143 after SIGTERM.
+EPILOG = """examples:
+  %(prog)s --image cat.jpg                                  describes the image
+  %(prog)s "What is she asking?" --audio question.wav --json
+  %(prog)s --model VITA-1.5 --batch requests.jsonl --max-new-tokens 64
+
+--image and --audio may be given several times. Of another flag that is given twice, the last one counts, or it is refused.
+
+exit status: 0; 2 for errors that you can fix, with one line on standard error; 130 after Ctrl-C, 143 after SIGTERM.
 
 limits: --batch 64 MB; --system-file 1 MB; an image from standard input 256 MB; --max-new-tokens 1,000,000; --max-tiles 1,000;
 --threads four for each processor, or 64.
@@ -25,9 +35,14 @@ with both. With both, the sound comes first in the prompt and the text follows; 
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints errors as one line, without the usage."""
+    """Prints errors as one line, without the usage, and the help in groups."""
+
+    def format_help(self):
+        return grouped_help(self)
 
     def error(self, message):
+        if message.startswith("unrecognized arguments: ") and not message.split(": ")[1].startswith("-"):
+            message += ': put a question of several words in quotes, "What is this?"'
         self.exit(2, f"vita_ref: {one_line(message, 240)} (--help lists the flags)\n")
 
 
@@ -47,18 +62,62 @@ def path(text):
     return text
 
 
+def dtype(text):
+    """The type of --dtype: a name in full or in short becomes that of a dtype that weights can have."""
+    found = DTYPES.get(text.removeprefix("torch.").lower())
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        names = "float32 (fp32, float), bfloat16 (bf16) or float16 (fp16, half)"
+        raise argparse.ArgumentTypeError(f"expected {names}, got {shown(text)}")
+    return str(found).removeprefix("torch.")
+
+
 def parser():
     """The flags of the command line, with their defaults."""
     p = Parser(prog="python -m vita_ref.generate", description="Answers a question about images, sounds or a video.",
-               epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    file, once = {"metavar": "PATH", "type": path}, {"metavar": "TEXT", "action": Once}
-    folder, repeatable = {"metavar": "DIR", "type": path}, {"action": "append", "default": []}
+               epilog=EPILOG, formatter_class=Formatter)  # fmt: skip
     p.add_argument("question", nargs="?", metavar="QUESTION", help="the same as --prompt")
+    p.add_argument("--prompt", metavar="TEXT", action=Once, help="the question; may hold <image>, <audio> and <video>")
+    add_common_flags(p)
+    p.add_argument("--no-stream", action="store_true", help="print the answer once at the end")
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    p.add_argument("--batch", metavar="FILE", type=path, action=Once,
+                   help="JSON lines, one request each; the answers are JSON lines")  # fmt: skip
+    p.add_argument("--batch-stop", action="store_true", help="end at the first line of --batch that has an error")
+    p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
+    p.add_argument("--speak", metavar="OUT.wav", type=path, action=Once, help="also write the answer as speech")
+    p.add_argument("--speed", type=float, default=1.0, help="speed of the speech, 0.5 to 2 (default: 1)")
+    p.add_argument("--page", metavar="OUT.html", type=path, action=Once, help="also write a page that explains the answer; uses plain products")
+    p.add_argument("--explain", action="store_true", help="print a table of the prompt's positions, and the answer's tokens")
+    p.add_argument("--page-tokens", type=int, metavar="N", help="with --page: so many tokens are explained (default: up to 32)")
+    p.add_argument("--page-passes", type=int, metavar="N", help="with --page: so many passes that cover a place; 0: none (default: 24 to 400)")
+    p.add_argument("--dry-run", action="store_true", help="print the memory and operations needed, without reading weights")
+    p.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for each of N processes (default: WORLD_SIZE)")
+    return p
+
+
+def add_model_flags(p):
+    """The flags for the model and the processor."""
+    folder = {"metavar": "DIR", "type": path}
     p.add_argument("--model", **folder, help="checkpoint folder (default: the demo weights)")
     p.add_argument("--vision-dir", **folder, help="folder of a VITA-1.5 checkpoint's vision config")
     p.add_argument("--audio-dir", **folder, help="folder of a VITA-1.5 checkpoint's train.yaml")
     p.add_argument("--speech-dir", **folder, help="folder of the speech weights, with decoder/ and codec/")
-    p.add_argument("--prompt", **once, help="the question; may hold <image>, <audio> and <video>")
+    p.add_argument("--dtype", type=dtype, metavar="NAME", help="float32, bfloat16 or float16 (default: the checkpoint's)")
+    p.add_argument("--quantize", choices=["int8", "int4"], help="weight-only quantization of the decoder's matrices")
+    p.add_argument("--kernels", choices=["auto", "plain", "fast"], default="auto",
+                   help="plain: torch's products; fast: those chosen for this processor class (default: auto)")  # fmt: skip
+    p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for long prompts and --batch")
+    p.add_argument("--no-mmap", action="store_true", help="copy the weights, so that their file may be overwritten")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: cpu)")
+    p.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
+    p.add_argument("--verbose", action="store_true", help="print progress and timings even if standard error is no terminal")
+
+
+def add_common_flags(p):
+    """The flags for the model, the media and the sampling, which a conversation has too."""
+    file, once = {"metavar": "PATH", "type": path}, {"metavar": "TEXT", "action": Once}
+    repeatable = {"action": "append", "default": []}
+    add_model_flags(p)
     p.add_argument("--image", **file, **repeatable, help="an image, or - for standard input; repeatable")
     p.add_argument("--audio", **file, **repeatable, help="a sound: wav, flac, ogg, mp3; repeatable; see below")
     p.add_argument("--video", **file, action=Once, help="a video file, an animated image, or a folder of frames")
@@ -73,27 +132,7 @@ def parser():
     p.add_argument("--top-k", type=int, default=0, help="sample from this many of the likeliest tokens; 0: all (default: 0)")
     p.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeated tokens are less likely (default: 1)")
     p.add_argument("--seed", type=int, help="seed of the sampling (default: a new one each time)")
-    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
-    p.add_argument("--quantize", choices=["int8", "int4"], help="weight-only quantization of the decoder's matrices")
-    p.add_argument("--kernels", choices=["auto", "plain", "fast"], default="auto",
-                   help="plain: torch's products; fast: those chosen for this processor class (default: auto)")  # fmt: skip
-    p.add_argument("--pack", action="store_true", help="reorder the weights for the processor: for long prompts and --batch")
-    p.add_argument("--no-mmap", action="store_true", help="copy the weights, so that their file may be overwritten")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or xpu (default: cpu)")
-    p.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
     p.add_argument("--max-tiles", type=int, help="tiles per image at most; 1 turns tiling off (default: the checkpoint's)")
-    p.add_argument("--no-stream", action="store_true", help="print the answer once at the end")
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
-    p.add_argument("--batch", metavar="FILE", type=path, action=Once,
-                   help="JSON lines, one request each; the answers are JSON lines")  # fmt: skip
-    p.add_argument("--batch-stop", action="store_true", help="end at the first line of --batch that has an error")
-    p.add_argument("--top", type=int, default=0, metavar="N", help="with --json: the N likeliest first tokens")
-    p.add_argument("--speak", metavar="OUT.wav", type=path, action=Once, help="also write the answer as speech")
-    p.add_argument("--speed", type=float, default=1.0, help="speed of the speech, 0.5 to 2 (default: 1)")
-    p.add_argument("--dry-run", action="store_true", help="print the memory and operations needed, without reading weights")
-    p.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for each of N processes (default: WORLD_SIZE)")
-    p.add_argument("--verbose", action="store_true", help="print progress and timings even if standard error is no terminal")
-    return p
 
 
 INT32 = 2**31 - 1
@@ -106,6 +145,8 @@ RANGES = {
     "top": (0, INT32),
     "top_k": (0, INT32),
     "ranks": (1, INT32),
+    "page_tokens": (1, INT32),
+    "page_passes": (0, INT32),
     "speed": (0.5, 2),
     "seed": (-(2**63), 2**64 - 1),  # as in torch
 }
@@ -116,19 +157,26 @@ def check(a):
 
     Raises: ValueError that names the flag.
     """
-    for name, (least, most) in RANGES.items():
-        value = getattr(a, name)
-        if value is not None and not least <= value <= most:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} must be at least {least} and at most {most}, got {shown(value)}")
-    sampling_options(a).check()
+    check_ranges(a)
     if a.question is not None and a.prompt is not None:
         raise ValueError("the question is given twice, as an argument and as --prompt: leave one out")
     a.prompt = a.question if a.prompt is None else a.prompt
     check_combinations(a)
-    if a.speak:
-        check_output(a.speak)
+    for flag in ("speak", "page"):
+        if file := getattr(a, flag):
+            check_output(file, f"--{flag}")
     check_device(a.device)
+
+
+def check_ranges(a):
+    """Refuses numbers that are out of range."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(a, name, None)
+        if value is not None and not least <= value <= most:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be at least {least} and at most {most}, got {shown(value)}")
+    if hasattr(a, "temperature"):
+        sampling_options(a).check()
 
 
 def check_combinations(a):
@@ -138,13 +186,20 @@ def check_combinations(a):
         "--top needs --json": a.top and not (a.json or a.batch),
         "--pack and --quantize cannot be combined": a.pack and a.quantize,
         "--ranks needs --dry-run": a.ranks and not a.dry_run,
+        "--page and --explain are about one answer: leave out --batch, --json, --dry-run and --speak":
+            (a.page or a.explain) and (a.batch or a.json or a.dry_run or a.speak),
+        "--page and --explain use plain products: leave out --pack and --kernels fast":
+            (a.page or a.explain) and (a.pack or a.kernels == "fast"),
+        "--page writes a page: give it a name that ends in .html":
+            a.page and not a.page.lower().endswith((".html", ".htm")),
+        "--page-tokens and --page-passes need --page": (a.page_tokens or a.page_passes is not None) and not a.page,
         "--batch-stop needs --batch": a.batch_stop and not a.batch,
         "--system and --system-file are the same option: give one": a.system is not None and a.system_file is not None,
         "standard input holds one image: give --image - once": a.image.count("-") > 1,
         "--batch reads its requests from the file: leave out the prompt, --image, --audio, --video and --speak":
             a.batch and media,
-        "several processes cannot share speech or standard input: leave out --speak and --image -":
-            world_size() > 1 and (a.speak or "-" in a.image),
+        "several processes cannot share speech, pages or standard input: leave out --speak, --page, --explain and --image -":
+            world_size() > 1 and (a.speak or a.page or a.explain or "-" in a.image),
     }  # fmt: skip
     for message, applies in wrong.items():
         if applies:
@@ -153,21 +208,26 @@ def check_combinations(a):
 
 def check_device(name):
     """Refuses a device that torch cannot use here."""
-    if name.startswith("meta"):
+    if name.partition(":")[0] == "meta":
         raise ValueError("--device meta has no values: use --dry-run to see what a request needs")
-    if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d{1,3})?", name):
-        raise ValueError(f"--device must be cpu, cuda, cuda:1 (a number), mps or xpu, got {shown(name)}")
-    try:
-        torch.empty(0, device=name)
-    except Exception as error:  # noqa: BLE001 - each backend raises its own class
-        raise ValueError(f"--device {name} cannot be used here: {one_line(error, 120)}") from None
+    if re.fullmatch(r"cpu:.*", name):
+        raise ValueError(f"--device must be cpu without a number, got {shown(name)}")
+    as_device(name)
 
 
-def sampling_options(a, generator=None):
+def sampling_options(a):
     """The sampling flags as `Sampling`."""
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
-    errors = "return" if a.batch else "raise"
-    return Sampling(**{name: getattr(a, name) for name in names}, generator=generator, errors=errors)
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
+    errors = "return" if getattr(a, "batch", None) else "raise"
+    return Sampling(**{name: getattr(a, name) for name in names}, errors=errors)
+
+
+def loading_options(a, progress=None):
+    """The flags for the model as options of `Vita.from_pretrained`."""
+    names = ("device", "quantize", "kernels", "vision_dir", "audio_dir", "speech_dir", "pack")
+    options = {name: getattr(a, name) for name in names}
+    options |= {"dtype": a.dtype and getattr(torch, a.dtype), "mmap": not a.no_mmap, "split": world_size() > 1}
+    return options | {"progress": progress}
 
 
 def world_size():

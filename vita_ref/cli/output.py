@@ -14,38 +14,38 @@ from pathlib import Path
 from ..files.messages import shown
 
 
-def check_output(path):
-    """Refuses a file that cannot be written. Returns whether it exists and is no regular file, but a device or a pipe."""
-    with output_errors(path):
+def check_output(path, flag="--speak"):
+    """Refuses a file that cannot be written; ``flag`` is what named it. Returns whether it exists and is no regular file, but a device or a pipe."""
+    with output_errors(path, flag):
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError:
             mode = None
         folder = Path(os.path.realpath(path)).parent
         if mode is None and not folder.is_dir():
-            raise ValueError(f"--speak {shown(path)}: its folder does not exist")
-        if mode is not None and stat.S_ISDIR(mode):
-            raise ValueError(f"--speak {shown(path)}: this is a folder, give a file name")
+            raise ValueError(f"{flag} {shown(path)}: its folder does not exist")
+        if os.fspath(path).endswith(os.sep) or mode is not None and stat.S_ISDIR(mode):
+            raise ValueError(f"{flag} {shown(path)}: this is a folder, give a file name")
         is_device = mode is not None and not stat.S_ISREG(mode)
         if not os.access(path if mode else folder, os.W_OK) or not (is_device or os.access(folder, os.W_OK)):
-            raise ValueError(f"--speak {shown(path)}: you may not write there")
+            raise ValueError(f"{flag} {shown(path)}: you may not write there")
     return is_device
 
 
 @contextlib.contextmanager
-def complete_file(path):
+def complete_file(path, flag="--speak"):
     """The name of a new file to write. When the block ends without an exception it becomes ``path``, else it is removed.
 
     A link is followed. What is written to a device or a pipe goes into it at the end.
     """
     with contextlib.ExitStack() as stack:
-        is_device, target = check_output(path), os.path.realpath(path)
-        with output_errors(path):
+        is_device, target = check_output(path, flag), os.path.realpath(path)
+        with output_errors(path, flag):
             device = stack.enter_context(open(path, "wb")) if is_device else None
             temporary = new_file(tempfile.gettempdir() if device else os.path.dirname(target))
         stack.callback(remove, temporary)
         yield temporary
-        with output_errors(path):
+        with output_errors(path, flag):
             if device:
                 with open(temporary, "rb") as complete:
                     shutil.copyfileobj(complete, device)
@@ -70,9 +70,9 @@ def remove(path):
 
 
 @contextlib.contextmanager
-def output_errors(path):
+def output_errors(path, flag):
     """Turns an OSError into a ValueError that names the flag."""
     try:
         yield
     except OSError as error:
-        raise ValueError(f"--speak {shown(path)}: {error.strerror or error}") from None
+        raise ValueError(f"{flag} {shown(path)}: {error.strerror or error}") from None

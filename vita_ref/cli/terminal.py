@@ -221,3 +221,30 @@ def loading_bar():
             bar.close()
 
     return progress
+
+
+@contextlib.contextmanager
+def reading_bar(wanted=True):
+    """Yields a function that shows how much of a picture, a sound or a prompt has been read, on standard error.
+
+    It takes what is read, the positions done, and all of them. A bar appears after a second, and goes when all are done.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        wanted = False
+    bars = {}
+
+    def report(what, done, total):
+        if what not in bars and done < total:
+            bars[what] = tqdm(total=total, desc=f"reading {what}", unit=" positions", delay=1.0, leave=False, file=sys.stderr)
+        if what in bars:
+            bars[what].update(done - bars[what].n)
+        if done >= total and what in bars:
+            bars.pop(what).close()
+
+    try:
+        yield report if wanted else None
+    finally:
+        for bar in bars.values():
+            bar.close()

@@ -8,7 +8,7 @@ import os
 import re
 
 from .messages import shown
-from .values import read_json, read_text
+from .values import read_json
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")  # of an added token
@@ -98,21 +98,8 @@ def _check_token(name, flags):
             raise ValueError(f"{flag} of {shown(name)} must be true or false, got {shown(flags[flag])}")
 
 
-def system_text(folder, settings):
-    """The default system text of a folder's chat template, or None.
-
-    Raises: ValueError for a template that is neither a text nor a list of texts with names.
-    """
-    jinja, template = folder / "chat_template.jinja", settings.get("chat_template")
-    if os.path.isfile(jinja):
-        template = read_text(jinja, "config")
-    if isinstance(template, list):  # several templates, each with a name
-        pairs = [(entry.get("name"), entry.get("template")) for entry in template if isinstance(entry, dict)]
-        if len(pairs) < len(template) or not all(type(x) is str for pair in pairs for x in pair):
-            raise ValueError(f"{folder}: a chat_template that is a list must have objects with name and template")
-        template = dict(pairs).get("default")
-    if type(template) not in (str, type(None)):
-        raise ValueError(f"{folder}: chat_template must be a text, got {shown(template)}")
+def system_text(template):
+    """The default system text in a chat template, or None."""
     match = _SYSTEM_TEXT.search(template or "")
     if match is None:
         return None

@@ -7,13 +7,14 @@
     load_weights   the last two in this order; each tensor gets its dtype and device and becomes a parameter
 
 A table of prefixes maps names: ``{"decoder.": "model."}`` says that ``decoder.norm.weight`` of the module is
-``model.norm.weight`` in the checkpoint. Files are memory-mapped. With ``mmap=True`` tensors that keep their dtype stay
+``model.norm.weight`` in the checkpoint (``names.py`` has those of each kind of folder). Files are memory-mapped. With ``mmap=True`` tensors that keep their dtype stay
 in the map; otherwise each is copied, and the map is closed and reopened every 64 MB, because pages that were read
 count as memory of the process until then.
 
 Test: ``pytest tests/files/test_checkpoint.py``
 """
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +23,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .hints import other_weights, pointer_at
 from .messages import escaped, one_line_errors, shown
+from .names import PREFIXES
 from .values import read_json
 
 _INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names listed for each kind of fault
+_LONGEST = 800  # characters of all names listed
 _MAPPED = 2**26  # bytes copied through one map
 _PAGE = 4096  # bytes: reading one byte of a page loads the whole page
 _BLOCK = 2**24  # numbers that are compared or checked at once
 _FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes in a header that weights may have
 _OTHERS = {torch.long: ("I64", "I32"), torch.int8: ("I8",), torch.uint8: ("U8",)}  # counters, and quantised weights
 _STEPS = "weight_scale"  # of quantised weights: they keep their dtype
-_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _NOT_WEIGHTS = "rotary_emb.inv_freq"  # a table that old checkpoints store; it follows from the config
 
 
@@ -51,7 +54,7 @@ def find_tensors(folder):
     if os.path.isfile(single):  # an index next to it is left from an older save
         return dict.fromkeys(read_shapes(single), single)
     if not os.path.isfile(index):
-        raise ValueError(f"{folder} has no model.safetensors and no {_INDEX}")
+        raise ValueError(f"{folder} has no model.safetensors and no {_INDEX}{other_weights(folder)}")
     files = {name: folder / file for name, file in _read_index(index).items()}
     missing = sorted({file.name for file in files.values() if not os.path.isfile(file)})
     if missing:
@@ -89,11 +92,13 @@ def _read_header(file):
             slices = {name: opened.get_slice(name) for name in names}
             return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a safetensors file, or it is damaged: {error}") from None
+        reason = pointer_at(file) or error
+        raise ValueError(f"{file} is not a safetensors file, or it is damaged: {reason}") from None
 
 
 def module_names(module, table):
     """Checkpoint name -> name in the module, for every tensor of the module. The longest matching prefix is used.
+    Of a tuple of prefixes each has some rows of the tensor, in this order.
 
     Example: the table ``{"decoder.": "model.", "decoder.lm_head.": "lm_head."}`` gives
     ``model.norm.weight -> decoder.norm.weight`` and ``lm_head.weight -> decoder.lm_head.weight``.
@@ -101,16 +106,39 @@ def module_names(module, table):
     names = {}
     for own in module.state_dict():
         prefix = max((p for p in table if own.startswith(p)), key=len)
-        names[table[prefix] + own.removeprefix(prefix)] = own
+        places = table[prefix]
+        names |= {place + own.removeprefix(prefix): own for place in ((places,) if type(places) is str else places)}
     return names
 
 
+def pieces_of(names):
+    """The result of `module_names` the other way round: name in the module -> a list of the names in the checkpoint."""
+    groups = {}
+    for name, own in names.items():
+        groups.setdefault(own, []).append(name)
+    return groups
+
+
+def _piece_shape(tensor, pieces):
+    """The shape of one of several pieces of equally many rows."""
+    shape = list(tensor.shape)
+    return shape if pieces == 1 else [shape[0] // pieces, *shape[1:]]
+
+
+def joined(name, stored, group, pieces):
+    """The tensor whose rows a group of stored ones has, or None as long as ``pieces`` lacks one of them."""
+    if len(group) == 1:
+        return stored
+    pieces[name] = stored.clone()
+    return torch.cat([pieces.pop(each) for each in group]) if pieces.keys() >= set(group) else None
+
+
 @one_line_errors
-def stored_config(config, files):
+def stored_config(config, files, table=PREFIXES):
     """A `VitaConfig` compared with the headers of its files, before anything of its size is built.
 
     A stored head that differs from the embeddings is used although the config says that both are one tensor, as in
-    `transformers`. ``files`` is the result of `find_tensors`, or empty.
+    `transformers`. ``files`` is the result of `find_tensors`, or empty; ``table`` has the prefixes of its names.
 
     Raises: ValueError if the config has more layers than the files have tensors.
     """
@@ -120,10 +148,11 @@ def stored_config(config, files):
                 f"num_hidden_layers of the {name} is {part.num_hidden_layers} in config.json, but the weight files have "
                 f"only {len(files)} tensors: take config.json and weights of the same checkpoint"
             )
-    if not config.decoder.tie_word_embeddings or not {_EMBEDDINGS, _HEAD} <= files.keys():
+    table_name, head = table["decoder."] + "embed_tokens.weight", table["decoder.lm_head."] + "weight"
+    if not config.decoder.tie_word_embeddings or not {table_name, head} <= files.keys():
         return config
-    with safe_open(files[_EMBEDDINGS], framework="pt") as one, safe_open(files[_HEAD], framework="pt") as other:
-        tied = _equal(one.get_slice(_EMBEDDINGS), other.get_slice(_HEAD))
+    with safe_open(files[table_name], framework="pt") as one, safe_open(files[head], framework="pt") as other:
+        tied = _equal(one.get_slice(table_name), other.get_slice(head))
     return replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
 
 
@@ -136,6 +165,16 @@ def _equal(one, other):
     return all(one[i : i + rows].equal(other[i : i + rows]) for i in range(0, shape[0], rows))
 
 
+def stored_dtype(folder):
+    """The name of the dtype of a folder's embeddings, "float32" if it has no weights: what "auto" means in a config."""
+    folder = Path(folder)
+    if not any(os.path.isfile(folder / name) for name in ("model.safetensors", _INDEX)):
+        return "float32"
+    files = find_tensors(folder)
+    name = next((name for name in files if name.endswith("embed_tokens.weight")), None)
+    return {"BF16": "bfloat16", "F16": "float16"}.get(name and _read_header(files[name])[name][1], "float32")
+
+
 @one_line_errors
 def check_fits(module, table, files, ignored=()):
     """Checks a checkpoint against a module: no tensor is missing or surplus, and each has the right shape and dtype.
@@ -146,7 +185,8 @@ def check_fits(module, table, files, ignored=()):
     Raises: ValueError that lists the faults with their files.
     """
     names, state = module_names(module, table), module.state_dict()
-    expected = {name: list(state[own].shape) for name, own in names.items()}
+    groups = pieces_of(names)
+    expected = {name: _piece_shape(state[own], len(groups[own])) for name, own in names.items()}
     stored, dtypes = {}, {}
     for file in sorted(set(files.values())):
         header = {n: entry for n, entry in _read_header(file).items() if files.get(n) == file}
@@ -165,17 +205,25 @@ def check_fits(module, table, files, ignored=()):
         "misshapen": [f"{n} {stored[n]}, expected {expected[n]} (in {files[n].name})" for n in misshapen],
         "dtype not read here": [f"{n} {dtypes[n]}, expected {kinds[n][-1]} (in {files[n].name})" for n in other],
     }
-    listed = [f"{kind}: {shortened(entries)}" for kind, entries in faults.items() if entries]
+    kinds = {kind: entries for kind, entries in faults.items() if entries}
+    listed = [f"{kind}: {shortened(entries, _LONGEST // len(kinds))}" for kind, entries in kinds.items()]
     if listed:
         folder = next(iter(files.values())).parent if files else "the checkpoint"
         raise ValueError(f"{folder} does not match its config: {'. '.join(listed)}")
     return names
 
 
-def shortened(items):
-    """The first items, each cut at 200 characters, and the number of the others."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "; ".join(escaped(item if len(item) <= 200 else item[:200] + "...") for item in items[:_SHOWN]) + more
+def shortened(items, limit=_LONGEST):
+    """The first items, in about ``limit`` characters, and the number of the others. A long item is cut in the middle."""
+    texts = [_cut(escaped(_cut(item))) for item in items[:_SHOWN]]  # escapes make it longer
+    ends = list(itertools.accumulate(len(text) + 2 for text in texts))
+    count = max(1, sum(end <= limit for end in ends))
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return "; ".join(texts[:count]) + more
+
+
+def _cut(text):
+    return text if len(text) <= 160 else f"{text[:100]}...{text[-57:]}"
 
 
 def check_finite_values(name, tensor, file):
@@ -217,23 +265,28 @@ def load_weights(
     def stays_mapped(stored):
         return mmap and (dtype in (None, stored.dtype) if stored.is_floating_point() else stored.dtype == torch.int8)
 
+    def put(own, stored, mapped):
+        if mapped:  # load every page now, so that the first answer does not wait for the disk
+            stored.flatten()[:: _PAGE // stored.itemsize].sum()
+        if part is not None:
+            stored = part(own, stored)
+        path, _, leaf = own.rpartition(".")
+        keeps = dtype is None or not stored.is_floating_point() or leaf == _STEPS
+        copy = not mapped and stored.dtype != torch.uint8  # four-bit weights are reordered, which copies them
+        assign(module.get_submodule(path), leaf, stored.to(device, stored.dtype if keeps else dtype, copy=copy))
+
     names = check_fits(module, table, files, ignored)
     wanted = [name for name in files if name in names]
-    done = 0
+    groups, pieces, done = pieces_of(names), {}, 0
     for file in sorted({files[name] for name in wanted}):
         for name, stored in read_tensors(file, [n for n in wanted if files[n] == file], stays_mapped):
             if check_finite:
                 check_finite_values(name, stored, file)
-            mapped = stays_mapped(stored)
-            if mapped:  # load every page now, so that the first answer does not wait for the disk
-                stored.flatten()[:: _PAGE // stored.itemsize].sum()
-            if part is not None:
-                stored = part(names[name], stored)
-            path, _, leaf = names[name].rpartition(".")
-            keeps = dtype is None or not stored.is_floating_point() or leaf == _STEPS
-            to = stored.dtype if keeps else dtype
-            copy = not mapped and stored.dtype != torch.uint8  # four-bit weights are reordered, which copies them
-            assign(module.get_submodule(path), leaf, stored.to(device, to, copy=copy))
+            group = groups[names[name]]
+            if len(group) == 1:
+                put(names[name], stored, stays_mapped(stored))
+            elif (whole := joined(name, stored, group, pieces)) is not None:
+                put(names[name], whole, False)
             del stored  # a reference would keep this map open while the next one is read
             done += 1
             if progress:

@@ -72,6 +72,8 @@ def decode(path):
     pixels = 0
     with open_film(path) as film:
         stream = film.streams.best("video")
+        if stream.codec_context is None:
+            raise ValueError(f"cannot read {cut(path)}: FFmpeg does not know its video codec")
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         for frame in film.decode(stream):
             pixels += frame.width * frame.height

@@ -1,9 +1,10 @@
-"""Checkpoint folders of three kinds -> `VitaConfig`, and a `VitaConfig` -> ``config.json`` of this project's own kind.
+"""Checkpoint folders of five kinds -> `VitaConfig`, and a `VitaConfig` -> ``config.json`` of this project's own kind.
 
     config.json with model_type
       vita_ref      this project's own: the fields of `VitaConfig` as JSON
       qwen2         Qwen2 and Qwen2.5, as Hugging Face writes them
       vita-Qwen2    VITA-1.5 as released; vision tower and audio encoder have folders of their own
+      internvl, internvl_chat   InternVL, as transformers writes it and as published (``internvl.py``)
 
 A setting that this project does not support is never ignored: it raises an error that names it.
 
@@ -16,10 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config import AudioConfig, DecoderConfig, VisionConfig, VitaConfig
+from .checkpoint import stored_dtype
+from .hints import check_is_folder
+from .internvl import PIXELS, intern_vit, internvl_config
 from .messages import one_line_errors, shown
-from .rope import read_rope
+from .qwen2 import decoder_config, token_ids
 from .values import (
     build,
+    check_supported,
     first,
     flag,
     read_json,
@@ -30,26 +35,27 @@ from .values import (
     text,
 )
 
-KINDS = ("vita_ref", "qwen2", "vita-Qwen2")
-_PIXELS = ("image_mean", "image_std")  # what is read of preprocessor_config.json
+KINDS = ("vita_ref", "qwen2", "vita-Qwen2", "internvl", "internvl_chat")
 
 
 @one_line_errors
 def read_config(folder, *, vision_dir=None, audio_dir=None):
-    """Reads ``config.json`` of any of the three kinds of folder, and the files that it refers to, into a `VitaConfig`.
+    """Reads ``config.json`` of any of the five kinds of folder, and the files that it refers to, into a `VitaConfig`.
 
     ``vision_dir`` and ``audio_dir`` are the folders of a VITA-1.5 checkpoint's vision tower and audio encoder; with
     None, folders with the names in config.json are tried. A part without a folder is None, and ``missing`` says why.
 
     Raises: ValueError if a file is missing or damaged, or has a setting that this project does not support.
     """
+    check_is_folder(folder)
     folder = Path(folder)
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = with_dtype_names(read_json(path), folder)
     kind = raw.get("model_type")
     if kind not in KINDS:
         raise ValueError(f"{path}: model_type is {shown(kind)}, expected one of {', '.join(KINDS)}")
-    _check_unquantized(raw, path)
+    for part in (raw, *(raw.get(key) for key in ("llm_config", "text_config", "vision_config"))):
+        _check_unquantized(part if isinstance(part, dict) else {}, path)
     if kind != "vita-Qwen2" and (vision_dir or audio_dir):
         given = "--vision-dir" if vision_dir else "--audio-dir"
         raise ValueError(f"{given} is for VITA-1.5 folders, and {path} has model_type {shown(kind)}: leave it out")
@@ -57,7 +63,18 @@ def read_config(folder, *, vision_dir=None, audio_dir=None):
         return _own_config(raw, path)
     if kind == "qwen2":
         return _qwen2_config(raw, path)
+    if kind in ("internvl", "internvl_chat"):
+        return internvl_config(raw, path)
     return _vita_config(raw, path, vision_dir, audio_dir)
+
+
+def with_dtype_names(raw, folder):
+    """A config whose dtype is a plain name: old files write "torch.bfloat16", and "auto" is that of the weights."""
+    changed = {key: with_dtype_names(value, folder) for key, value in raw.items() if isinstance(value, dict)}
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(value := raw.get(key), str):
+            changed[key] = stored_dtype(folder) if value == "auto" else value.removeprefix("torch.")
+    return raw | changed
 
 
 def config_json(config):
@@ -83,13 +100,6 @@ def _check_unquantized(raw, path):
         )
 
 
-def _check_supported(path, supported):
-    """Raises: ValueError with the names of all settings that this project does not support."""
-    unsupported = [name for name, is_supported in supported.items() if not is_supported]
-    if unsupported:
-        raise ValueError(f"{path}: not supported here: {', '.join(unsupported)}")
-
-
 # ---- this project's own folders
 
 
@@ -106,44 +116,9 @@ def _own_config(raw, path):
 
 
 def _qwen2_config(raw, path):
-    """A config without vision and audio. Defaults are those of Hugging Face's Qwen2Config."""
-    vocab, width, mlp, layers, heads = sizes(
-        raw, path, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
-    )
-    supported = {
-        "hidden_act": raw.get("hidden_act", "silu") == "silu",
-        "use_sliding_window": not flag(raw, path, "use_sliding_window"),
-    }
-    _check_supported(path, supported)
-    theta, yarn = read_rope(raw, path)
-    length = raw.get("max_position_embeddings", 32768)
-    if yarn and type(length) is int:  # Qwen2.5's cards add YaRN and leave this number as it was
-        length = max(length, int(yarn.factor * yarn.original_max_position_embeddings))
-    decoder = {
-        "vocab_size": vocab,
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": first(raw, "num_key_value_heads", default=heads),
-        "head_dim": first(raw, "head_dim", default=width // heads),
-        "rms_norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "rope_theta": theta,
-        "rope_scaling": yarn,
-        "max_position_embeddings": length,
-        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
-    }
-    generation = path.parent / "generation_config.json"
-    defaults = read_json(generation) if os.path.isfile(generation) else {}
-    eos = defaults.get("eos_token_id", raw.get("eos_token_id"))
-    values = {
-        "decoder": build(DecoderConfig, decoder, path),
-        "bos_token_id": raw.get("bos_token_id"),
-        "eos_token_ids": [] if eos is None else eos if isinstance(eos, list) else [eos],
-        "pad_token_id": defaults.get("pad_token_id", raw.get("pad_token_id")),
-        "dtype": first(raw, "dtype", "torch_dtype", default="float32"),
-    }
-    return build(VitaConfig, values, path)
+    """A config without vision and audio."""
+    values = {"decoder": decoder_config(raw, path), "dtype": first(raw, "dtype", "torch_dtype", default="float32")}
+    return build(VitaConfig, values | token_ids(raw, path.parent), path)
 
 
 # ---- VITA-1.5
@@ -192,33 +167,13 @@ def _part_folder(part, configured, folder, given, missing):
 
 
 def _vision_config(folder):
-    """The config of an InternViT folder. Defaults are those of upstream's InternVisionConfig."""
+    """The config of an InternViT folder."""
     path, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
     raw = read_json(path)
-    width, mlp, layers, heads = sizes(
-        raw, path, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
-    )
-    supported = {
-        "hidden_act": raw.get("hidden_act", "gelu") == "gelu",
-        "qk_normalization": not flag(raw, path, "qk_normalization", True),
-        "norm_type": raw.get("norm_type", "rms_norm") == "layer_norm",
-    }
-    _check_supported(path, supported)
+    config = build(VisionConfig, intern_vit(raw, path), path)
     _check_unquantized(raw, path)
     pixels = read_json(preprocessor) if os.path.isfile(preprocessor) else {}
-    values = {
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "image_size": raw.get("image_size", 224),
-        "patch_size": raw.get("patch_size", 14),
-        "num_channels": raw.get("num_channels", 3),
-        "layer_norm_eps": raw.get("layer_norm_eps", 1e-6),
-        "qkv_bias": raw.get("qkv_bias", False),
-    }
-    config = build(VisionConfig, values, path)
-    return build(VisionConfig, vars(config) | {k: pixels[k] for k in _PIXELS if k in pixels}, preprocessor)
+    return build(VisionConfig, vars(config) | {k: pixels[k] for k in PIXELS if k in pixels}, preprocessor)
 
 
 def _audio_config(folder, num_prompts):
@@ -237,7 +192,7 @@ def _audio_config(folder, num_prompts):
         "norm": adapter.get("norm", "batch") in ("layer", "batch"),
         "activation_func": adapter.get("activation_func", "relu") in ("gelu", "relu"),
     }
-    _check_supported(path, supported)
+    check_supported(path, supported)
     values = {
         "hidden_size": width,
         "intermediate_size": mlp,

@@ -7,12 +7,15 @@ Test: ``pytest tests/files/test_media.py``
 
 import contextlib
 import os
+import re
 import stat
 import sys
+import tempfile
 import threading
 
 import numpy as np
 
+from .hints import check_no_address, check_no_pointer, pointer_reason
 from .messages import escaped
 
 MAX_STREAM_BYTES = 256 * 1024**2  # of standard input, and of a file object that is read whole
@@ -25,10 +28,12 @@ MIN_FRAME_PIXELS = 10_000  # as which a smaller frame counts: an animation has a
 MAX_FILM_PIXELS = 500_000_000_000  # of all frames of a film that are decoded: 67 minutes of 1920 x 1080 at 60 per second
 MAX_FILM_SECONDS = 24 * 3600  # between the first and the last frame
 MAX_FRAMES = 1024  # that are chosen from a video
+MAX_FOLDER_PIXELS = 4_000_000_000  # of the chosen frames of a folder, which are read one by one: 16 of 178 megapixels
 MAX_HELD_PIXELS = 1_000_000_000  # of the chosen frames that are in memory together
 MIN_RATE, MAX_RATE = 1_000, 768_000  # samples per second of a sound
 MAX_SOUND_SECONDS = 3600
 MAX_SOUND_SAMPLES = 400_000_000  # of all channels together: an hour of two channels at 48 kHz has 345,600,000
+MAX_SPECTRUM = 400_000_000  # numbers of all frames of a filter bank: an hour with the usual settings has 184,320,000
 MAX_LEVEL = 100.0  # of a sample, where 1 is full scale; above it the samples are not scaled to -1..1
 
 CHUNK = 1024**2  # bytes that are read from a stream at once
@@ -55,11 +60,14 @@ def check_regular(path, limit=None):
 
     Raises: OSError if the path is missing; ValueError.
     """
+    check_no_address(path)
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a device or a pipe; expected a regular file")
     if limit is not None and status.st_size > limit:
         raise ValueError(f"it has {status.st_size:,} bytes; at most {limit:,} are read")
+    if stat.S_ISREG(status.st_mode):
+        check_no_pointer(path)
 
 
 def read_bounded(file, limit=MAX_STREAM_BYTES, name=None):
@@ -76,6 +84,8 @@ def read_bounded(file, limit=MAX_STREAM_BYTES, name=None):
             size += len(chunk)
             if size > limit:
                 raise ValueError(f"it has more than {limit:,} bytes")
+        if reason := pointer_reason(b"".join(chunks[:1])):
+            raise ValueError(reason)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"cannot read {name}: {reason_of(error)}" if name else reason_of(error)) from None
     return b"".join(chunks)
@@ -122,26 +132,46 @@ def check_held(width, height, count, name):
 # ---- standard error
 
 
+LIBRARY_LINES = re.compile(  # "LZWDecode: Not enough data", "[src/libmpg123/layer3.c:...", "Note: Trying to resync..."
+    rb"^\n?(?:_?TIFF\w*: |\w*(?:Decode|Setup|State|Lib)\w*: |tempfile\.tif: |\[src/libmpg123/"
+    rb"|Note: (?:Illegal|Trying|Skipped|Hit end|Junk|Looks like|Could be|Xing|Info|Input data|free|broken|Cut) ?"
+    rb"|Warning: (?:Xing stream|Encountered more|Big change)).*\n?",
+    re.MULTILINE,
+)
+_one_at_a_time = threading.RLock()  # the file descriptor belongs to the whole process
+
+
 @contextlib.contextmanager
 def quiet_stderr(wanted=True):
     """Discards what C libraries (libtiff, libmpg123) write to standard error.
 
-    The file descriptor belongs to the whole process. It is left alone while other Python threads could write to it.
+    What other Python threads write there meanwhile is kept, and appears when the block ends.
     """
-    saved = _duplicate(2) if wanted and _is_only_thread() else None
-    if saved is None:
-        yield
-        return
-    sys.stderr.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
+    with _one_at_a_time if wanted else contextlib.nullcontext():
+        saved = _duplicate(2) if wanted else None
+        if saved is None:
+            yield
+            return
+        is_alone = _is_only_thread()
+        with open(os.devnull, "wb") if is_alone else tempfile.TemporaryFile() as place:
+            sys.stderr.flush()
+            os.dup2(place.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(saved, 2)
+                if not is_alone:
+                    place.seek(0)
+                    _write_all(saved, LIBRARY_LINES.sub(b"", place.read()))
+                os.close(saved)
+
+
+def _write_all(descriptor, content):
+    """Writes bytes to a file descriptor. What cannot be written is dropped."""
+    with contextlib.suppress(OSError):
+        while content:
+            content = content[os.write(descriptor, content) :]
 
 
 def _duplicate(descriptor):

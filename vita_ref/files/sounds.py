@@ -16,6 +16,7 @@ from .media import (
     MAX_RATE,
     MAX_SOUND_SAMPLES,
     MAX_SOUND_SECONDS,
+    MAX_SPECTRUM,
     MIN_RATE,
     check_regular,
     name_of,
@@ -24,6 +25,7 @@ from .media import (
     reason_of,
 )
 from .messages import shown
+from .mp3 import with_length
 
 BLOCK = 1 << 22  # samples of all channels that are read at once
 HEAD_BYTES = 1 << 20  # in which the length of an MP3 file is looked for, behind its title and cover
@@ -35,8 +37,8 @@ SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4,
 HEADER_BYTES = 64  # a size of a W64 file includes its header
 
 
-def read_sound(source):
-    """The samples [C, W] float32 of a sound file, and its sample rate.
+def read_sound(source, most_seconds=MAX_SOUND_SECONDS):
+    """The samples [C, W] float32 of a sound file of at most ``most_seconds``, and its sample rate.
 
     Raises: ValueError with the name of the file if it is missing, damaged, too long, shorter than its header says, or
     has samples that are not finite.
@@ -48,9 +50,9 @@ def read_sound(source):
     name = name_of(source, "sound")
     file, head = _open(source, name)
     try:
-        with quiet_stderr(), soundfile.SoundFile(file) as sound:
-            check_length(sound.frames if sound.frames < UNKNOWN_FRAMES else 0, sound.samplerate, sound.channels)
-            samples = _read_blocks(sound)
+        with quiet_stderr(), _whole(soundfile.SoundFile(file), file) as sound:
+            check_length(sound.frames if sound.frames < UNKNOWN_FRAMES else 0, sound.samplerate, sound.channels, most_seconds)
+            samples = _read_blocks(sound, most_seconds)
             _check_complete(sound, samples.shape[1], head)
             rate = sound.samplerate
         check_samples(samples)
@@ -81,13 +83,33 @@ def _open(source, name):
     return io.BytesIO(content), content[:HEAD_BYTES]
 
 
-def _read_blocks(sound):
+def _whole(sound, file):
+    """The sound itself, or the sound with the right length if it is an MP3 file that is longer than libsndfile expects."""
+    if sound.format != "MP3":
+        return sound
+    import soundfile
+
+    content = file.getvalue() if isinstance(file, io.BytesIO) else _content(file)
+    longer = with_length(content, sound.frames)
+    if longer is None:
+        return sound
+    sound.close()
+    return soundfile.SoundFile(io.BytesIO(longer))
+
+
+def _content(path):
+    """All bytes of a file. Raises: ValueError if there are too many."""
+    with open(path, "rb") as file:
+        return read_bounded(file)
+
+
+def _read_blocks(sound, most_seconds):
     """All samples [C, W] to the end of the file, whatever its header says. soundfile gives blocks [W, C]."""
     sound.seekable = lambda: False  # soundfile seeks after each block, which fails if the header claims too many samples
     size, blocks, total = max(1, BLOCK // sound.channels), [], 0
     while len(block := sound.read(out=np.empty((size, sound.channels), dtype=np.float32))):
         total += len(block)
-        check_length(total, sound.samplerate, sound.channels)
+        check_length(total, sound.samplerate, sound.channels, most_seconds)
         blocks.append(block.T.copy())  # a copy without the rest of a block that is not full
     if not blocks:
         raise ValueError("it has no samples")
@@ -109,6 +131,11 @@ def _check_complete(sound, count, head):
             raise ValueError(f"it is cut off: its header says {int(claimed):,} bytes of samples, it has {have:,}")
 
 
+def too_short(source, seconds, least):
+    """The message for a sound that is too short for the audio encoder. ``least`` in milliseconds."""
+    return f"cannot use {name_of(source, 'sound')}: it has {1000 * seconds:.3g} ms; a sound needs at least {least:g} ms"
+
+
 def check_rate(rate):
     """Refuses a sample rate outside the limits, NaN, and what is no number."""
     try:
@@ -119,13 +146,20 @@ def check_rate(rate):
         raise ValueError(f"the sample rate must be {MIN_RATE:,} to {MAX_RATE:,} Hz, got {shown(rate)}")
 
 
-def check_length(count, rate, channels):
+def check_length(count, rate, channels, most_seconds=MAX_SOUND_SECONDS):
     """Refuses a sample rate outside the limits, and a sound that is too long."""
     check_rate(rate)
-    if count > MAX_SOUND_SECONDS * rate:
-        raise ValueError(f"it has {count / rate:,.0f} s; at most {MAX_SOUND_SECONDS:,} s are read: cut it")
+    if count > most_seconds * rate:
+        raise ValueError(f"it has {count / rate:,.0f} s; at most {most_seconds:,.0f} s are read: cut it")
     if count * channels > MAX_SOUND_SAMPLES:
         raise ValueError(f"it has {count:,} samples in {channels} channels; at most {MAX_SOUND_SAMPLES:,} are read")
+
+
+def check_frames(count, size):
+    """Refuses a filter bank of ``count`` frames if their spectra of ``size`` numbers are too many."""
+    if count * size > MAX_SPECTRUM:
+        frames = f"a sound of {count:,} frames, whose spectra have {size:,} numbers each"
+        raise ValueError(f"{frames}, is too long: at most {MAX_SPECTRUM:,} numbers are computed; cut it")
 
 
 def check_samples(samples):

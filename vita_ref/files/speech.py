@@ -10,6 +10,7 @@ Test: ``pytest tests/files/test_speech_files.py``
 
 import os
 import re
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from safetensors.torch import load_file
 
 from ..config import CodecConfig, DecoderConfig, SpeechConfig
 from .checkpoint import check_finite_values, shortened
+from .hints import check_no_pointer
 from .messages import one_line_errors, shown
-from .values import build, read_json, require, sizes
+from .values import LIMITS, build, read_json, require, sizes
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -89,11 +91,17 @@ def read_tensors(folder):
     file, pickle = Path(folder) / "final.safetensors", Path(folder) / "final.pt"
     if os.path.isfile(file):
         try:
+            check_no_pointer(file)
             return load_file(file)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{file} is not a safetensors file: {error}") from None
     if not os.path.isfile(pickle):
         raise ValueError(f"{folder} has no final.safetensors and no final.pt")
+    _check_pickle(pickle)
+    try:
+        check_no_pointer(pickle)
+    except ValueError as error:
+        raise ValueError(f"{pickle} is refused: {error}") from None
     try:
         content = torch.load(pickle, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001, a damaged pickle can raise anything
@@ -107,6 +115,20 @@ def read_tensors(folder):
     if not tensors:
         raise ValueError(f"{pickle} is refused: it contains no tensors by name; only a dict of tensors is read")
     return tensors
+
+
+def _check_pickle(path):
+    """Refuses an archive of torch.save that is compressed, or whose pickle is too large: it would be read for minutes."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        entries = zipfile.ZipFile(path).infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is refused: it is damaged ({type(error).__name__})") from None
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(f"{path} is refused: it is a compressed archive, which torch.save does not write")
+    if any(entry.filename.endswith("data.pkl") and entry.file_size > LIMITS["pickle"] for entry in entries):
+        raise ValueError(f"{path} is refused: its pickle has more than {LIMITS['pickle']:,} bytes")
 
 
 @one_line_errors

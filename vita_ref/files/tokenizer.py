@@ -22,6 +22,7 @@ import torch
 from .added import ROLES, added_tokens, read_settings, system_text, token_name
 from .backends import BpeBackend, SentencePieceBackend
 from .messages import one_line_errors
+from .template import chat_template
 
 QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # in tokenizer_config.json
 
@@ -39,10 +40,11 @@ class Tokenizer:
     Attributes:
         bos_token_id, eos_token_id, pad_token_id: ids, None if there is no such token.
         special_ids: ids that ``decode(skip_special_tokens=True)`` leaves out.
-        system_prompt: the default system text of the checkpoint's chat template, or None.
+        chat_template: the folder's `ChatTemplate`, or None.
+        system_prompt: the default system text in it, or None.
     """
 
-    def __init__(self, backend, settings, system_prompt):
+    def __init__(self, backend, settings, template):
         self._backend = backend
         self.special_ids = frozenset(backend.special_ids)
         self.leading_spaces = backend.leading_spaces
@@ -54,7 +56,8 @@ class Tokenizer:
         self.adds_bos = bool(settings.get("add_bos_token", self.bos_token_id in backend.added_in_front))
         if self.adds_bos and self.bos_token_id is None:
             raise ValueError("tokenizer_config.json: add_bos_token is true, but there is no bos_token")
-        self.system_prompt = system_prompt
+        self.chat_template = template
+        self.system_prompt = system_text(template.texts["default"]) if template else None
 
     def __len__(self):
         """One more than the highest id."""
@@ -170,4 +173,4 @@ def load_tokenizer(folder):
         backend = BpeBackend.from_vocab(vocab, folder / "merges.txt", added)
     else:
         backend = SentencePieceBackend(model, added)
-    return Tokenizer(backend, settings, system_text(folder, settings))
+    return Tokenizer(backend, settings, chat_template(folder, settings))

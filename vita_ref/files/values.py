@@ -12,12 +12,15 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import get_args
 
+from .hints import pointer_reason
 from .messages import shown
 
 LIMITS = {  # bytes of a file
     "config": 2**20,  # config.json and the like
     "yaml": 2**16,  # train.yaml
     "index": 2**23,  # the index of shards, tokenizer_config.json, added tokens
+    "conversation": 2**30,  # with its media
+    "pickle": 2**22,  # the part of a final.pt that is no tensor
     "vocabulary": 2**28,  # tokenizer.json, vocab.json, merges.txt, tokenizer.model
 }
 DEEPEST = 32  # objects and lists inside each other
@@ -33,6 +36,8 @@ def read_bytes(path, limit):
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     if len(content) > LIMITS[limit]:
         raise ValueError(f"{path} is larger than {LIMITS[limit]:,} bytes, which no such file is")
+    if reason := pointer_reason(content):
+        raise ValueError(f"cannot read {path}: {reason}")
     return content
 
 
@@ -152,6 +157,13 @@ def text(raw, path, key, default=None):
 def first(raw, *keys, default=None):
     """The value of the first key that is present and not null."""
     return next((raw[key] for key in keys if raw.get(key) is not None), default)
+
+
+def check_supported(path, supported):
+    """Raises: ValueError with the names of all settings that this project does not support (name -> whether it does)."""
+    unsupported = [name for name, is_supported in supported.items() if not is_supported]
+    if unsupported:
+        raise ValueError(f"{path}: not supported here: {', '.join(unsupported)}")
 
 
 def _typed(raw, path, key, kind, expected, default):

@@ -16,14 +16,19 @@ def speak_stream(vita, text, voice, speed, token_options):
 
     Raises: ValueError, before the first piece, if the checkpoint has no speech weights or an option is out of range.
     """
+    check_speech(vita)
+    if not 0.5 <= speed <= 2.0:
+        raise ValueError(f"speed must be between 0.5 and 2.0, got {speed}")
+    return _pieces(vita, [text] if isinstance(text, str) else text, voice, speed, token_options)
+
+
+def check_speech(vita):
+    """Raises: ValueError if the checkpoint has no speech weights."""
     if vita.speech is None:
         raise ValueError(
             "this checkpoint cannot speak: it has no folder vita_tts_ckpt or speech with decoder/ and codec/ in it or "
             "beside it (--speech-dir names another place)"
         )
-    if not 0.5 <= speed <= 2.0:
-        raise ValueError(f"speed must be between 0.5 and 2.0, got {speed}")
-    return _pieces(vita, [text] if isinstance(text, str) else text, voice, speed, token_options)
 
 
 def _pieces(vita, text, voice, speed, token_options):

@@ -1,0 +1,41 @@
+"""``--page`` and ``--explain``: one answer, with what it was made of.
+
+Test: ``pytest tests/cli/test_page_flags.py``
+"""
+
+import sys
+
+from ..analysis.look import look_at_request
+from .flags import sampling_options
+from .output import complete_file
+from .terminal import watched
+
+
+def show_look(vita, requests, load_seconds, args):
+    """Answers the request, prints the answer (after the table, with --explain), and writes the page."""
+    options = vars(sampling_options(args))
+    look = look_at_request(vita, requests[0], tokens=args.page_tokens, passes=args.page_passes, derive=bool(args.page),
+                           progress=reporter() if watched(args) else None, **options)  # fmt: skip
+    if args.explain:
+        print(look.table() + "\n")
+    print(look.text, flush=True)
+    if args.page:
+        with complete_file(args.page, "--page") as file:
+            look.save(file)
+    if watched(args):
+        print(f"load_s {load_seconds:.4f}, {len(look.positions)} positions, {look.plan}", file=sys.stderr)
+
+
+def reporter():
+    """Prints the cost before the slow part, and then every tenth of it, on standard error."""
+    printed = 0
+
+    def progress(message, total=None):
+        nonlocal printed
+        if total is None:
+            print(message, file=sys.stderr, flush=True)
+        elif 10 * message // total > printed:
+            printed = 10 * message // total
+            print(f"  {message} of {total} passes", file=sys.stderr, flush=True)
+
+    return progress
