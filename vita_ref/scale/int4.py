@@ -172,14 +172,14 @@ def int4_linear(x, weight, scale, outputs, bias=None):
         flat = weight.view(scale.shape[1], width // 2)  # the shape that the kernel expects, in its own order
         out = torch._weight_int4pack_mm_for_cpu(rows, flat, width // len(scale), scale)[:, :outputs]  # [rows, outputs]
     else:
-        size = 2 * weight.shape[2] if packed else 1
+        size = 2 * weight.shape[2] if packed else 1  # rows of the weight in one of its blocks
         dtype = block_dtype(x)
 
         def convert(start, stop, block):
             part = weight[start // size : stop // size]
             return (_columns if packed else _rows)(part, scale[:, start:stop], block)  # [block, inputs]
 
-        out = blocks.product(rows, scale.shape[1], convert, dtype, multiple=size)[:, :outputs]  # [rows, outputs]
+        out = blocks.product(rows, scale.shape[1], convert, dtype, multiple=size if packed else None)[:, :outputs]  # [rows, outputs]
     if bias is not None:
         out = out + bias  # [rows, outputs]
     return out.reshape(*x.shape[:-1], outputs)
