@@ -56,6 +56,12 @@ def read_speech(body):
     return Speech(text, float(speed), kind)
 
 
+@torch.inference_mode()
+def spoken(vita, speech):
+    """Yields the samples [W] of a `Speech`, in pieces."""
+    yield from vita.speak_stream(speech.text, speed=speech.speed)
+
+
 def encoded(pieces, rate, kind):
     """Pieces of samples [W] as the bytes of a file, and the type of its content."""
     samples = torch.cat([torch.zeros(0), *(piece.detach().float().cpu() for piece in pieces)]).numpy()  # [W]
