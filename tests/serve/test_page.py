@@ -148,7 +148,11 @@ def test_a_picture_is_pasted_chosen_photographed_and_removed(server, visit):
         time.sleep(0.05)
     page.get_by_role("button", name="Take the picture").click()
     expect(page.locator("#added li")).to_have_count(3)
-    assert [each.get_attribute("alt") for each in page.locator("#added img").all()] == ["pasted.jpg", "example.jpg", "photograph"]
+    assert [each.get_attribute("alt") for each in page.locator("#added img").all()] == [
+        "pasted.jpg",
+        "example.jpg",
+        "photograph",
+    ]
     page.get_by_role("button", name="Remove photograph").click()
     page.get_by_role("button", name="Remove pasted.jpg").click()
     assert ask(page, "What color is the star?") == "Blue."
@@ -237,7 +241,9 @@ def test_the_keyboard_reaches_every_control_and_each_has_a_name(server, visit):
         if name in seen:
             break
         seen.append(name)
-    shown = page.locator("button:visible, textarea:visible, summary:visible").evaluate_all("all => all.map((x) => x.id || x.textContent)")
+    shown = page.locator("button:visible, textarea:visible, summary:visible").evaluate_all(
+        "all => all.map((x) => x.id || x.textContent)"
+    )
     assert set(shown) <= set(seen) and len(shown) > 9
     tree = page.locator("body").aria_snapshot()
     assert re.search(r'- log "Messages"', tree) and re.search(r'- textbox "Your question"', tree)

@@ -81,7 +81,7 @@ def test_sigterm_lets_a_running_answer_end_and_refuses_new_ones(slow_folder):
     while not running():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     thread.join(10)
     assert (process.returncode, err) == (143, "")
     [answer] = answers

@@ -45,7 +45,9 @@ def memory(process):
 def post(url, messages, leave=False):
     """The answer of the server; with ``leave`` the connection is closed after the first text."""
     body = {"model": "demo", "messages": messages, "max_tokens": 24, "stream": leave}
-    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=600) as response:
         return response.read(400) if leave else json.load(response)
 

@@ -126,7 +126,7 @@ class Server:
             if size > sum(map(len, kept)):
                 raise ProtocolError("other requests are being received: try again later", 429, code="rate_limit_exceeded")
             yield await self.in_thread(read_json, b"".join(kept))
-        except asyncio.TimeoutError:
+        except asyncio.TimeoutError:  # noqa: UP041 - in Python 3.10 another class
             raise ProtocolError(f"the body did not arrive in {BODY_SECONDS} s", 408) from None
         except ClientDisconnect:
             raise ProtocolError("the client has left", 499) from None
@@ -225,7 +225,7 @@ class Events:
         while True:
             try:
                 event = await asyncio.wait_for(self._queue.get(), seconds)
-            except TimeoutError:
+            except asyncio.TimeoutError:  # noqa: UP041 - in Python 3.10 another class
                 yield None
                 continue
             yield event
@@ -246,4 +246,3 @@ async def left(request):
     """Returns when the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-

@@ -219,7 +219,9 @@ def read_fields(given, param, left):
     """A message of a body as a dict with role and content, whose parts have file objects and waveforms."""
     role = given.get("role") if isinstance(given, dict) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise ProtocolError(f"{param}.role must be system, developer, user or assistant, got {shown(role)}", param=f"{param}.role")
+        raise ProtocolError(
+            f"{param}.role must be system, developer, user or assistant, got {shown(role)}", param=f"{param}.role"
+        )
     for name in ("tool_calls", "function_call"):
         if given.get(name):
             raise ProtocolError(f"{param}.{name} is not supported: this model calls no functions", param=f"{param}.{name}")
@@ -230,7 +232,9 @@ def read_fields(given, param, left):
         left.take("characters", len(content), MAX_TEXT, param)
         return {"role": ROLES[role], "content": content}
     if not isinstance(content, list) or not content:
-        raise ProtocolError(f"{param}.content must be a text or a list of parts, got {shown(content)}", param=f"{param}.content")
+        raise ProtocolError(
+            f"{param}.content must be a text or a list of parts, got {shown(content)}", param=f"{param}.content"
+        )
     parts = [read_part(part, f"{param}.content[{i}]", left) for i, part in enumerate(content)]
     details = {part.pop("detail") for part in parts if "detail" in part}
     if len(details) > 1 and "low" in details:

@@ -70,5 +70,7 @@ def encoded(pieces, rate, kind):
     try:
         soundfile.write(file, samples, rate, format=form, subtype=subtype)
     except (ValueError, soundfile.SoundFileError):
-        raise ProtocolError(f"this server's libsndfile cannot write {kind}: use wav or pcm", 501, param="response_format") from None
+        raise ProtocolError(
+            f"this server's libsndfile cannot write {kind}: use wav or pcm", 501, param="response_format"
+        ) from None
     return file.getvalue(), content
