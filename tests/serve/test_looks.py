@@ -54,9 +54,9 @@ def found(vita, monkeypatch, *messages):
     """The arguments that the analysis gets for a conversation whose last message is an answer, behind two that were answered."""
     engine, given = Engine(vita), []
     monkeypatch.setattr(looks, "look_at", lambda vita, prepared, **options: given.append((prepared, options)) or io.StringIO())
-    question, text = looks.read_look({"messages": list(messages)}, vita)
+    arguments = looks.read_look({"messages": list(messages), "max_tiles": 4}, vita)
     with pytest.raises(AttributeError, match="html"):
-        next(looks.look_page(question, text, engine, PiecesJob(None, None)))
+        next(looks.look_page(*arguments, engine, PiecesJob(None, None)))
     engine.close()
     return given[0]
 
@@ -68,7 +68,7 @@ def test_the_prompt_and_the_media_are_those_of_the_conversation(vita, monkeypatc
     ]
     prepared, options = found(vita, monkeypatch, *messages)
     picture = Image.new("RGB", (90, 30), (10, 200, 30))
-    expected = vita.prepare(Request("<audio>And <image>?", [picture], [io.BytesIO(base64.b64decode(wav()))]))
+    expected = vita.prepare(Request("<audio>And <image>?", [picture], [io.BytesIO(base64.b64decode(wav()))], max_tiles=4))
     assert prepared.ids.tolist() == expected.ids.tolist()
     assert [x.shape for x in prepared.images] == [x.shape for x in expected.images] and len(prepared.images[0]) > 1
     [[shown], [heard]] = options["media"]

@@ -220,7 +220,7 @@ def test_a_click_opens_the_page_that_shows_how_an_answer_came_about(server, cont
     with context.expect_page() as opened:
         page.get_by_role("button", name="Look inside").click()
     tab = opened.value
-    tab.wait_for_url(f"{server.url}/look/*")
+    tab.wait_for_url(f"{server.url}/look/*", timeout=120_000)
     tab.wait_for_load_state()
     text = tab.locator("body").inner_text()
     assert EXAMPLES[0] in text and "Blue" in text

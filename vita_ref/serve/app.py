@@ -117,9 +117,9 @@ class Server:
         """Makes the page about an answer, the last message. Its address is for whoever knows it."""
         async with self.body(request) as body:
             self.check_model(body.get("model"))
-            question, text = await self.in_thread(read_look, body, self.vita)
+            question, *rest = await self.in_thread(read_look, body, self.vita)
         events = Events()
-        job = PiecesJob(lambda job: look_page(question, text, self.engine, job), events.send, self.seconds)
+        job = PiecesJob(lambda job: look_page(question, *rest, self.engine, job), events.send, self.seconds)
         job.nbytes = question.nbytes
         self.engine.submit(job)
         html, _ = await self.unless_left(request, job, events.all())

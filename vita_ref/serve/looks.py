@@ -42,16 +42,17 @@ class Looks:
 
 
 def read_look(body, vita):
-    """The question and the text of the answer in a body, whose last message is the answer. Raises: ProtocolError."""
+    """The question, the text of the answer, which is the last message of a body, and the most tiles. Raises: ProtocolError."""
     messages = body.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
     text = last.get("content") if isinstance(last, dict) and last.get("role") == "assistant" else None
     if not isinstance(text, str) or not text:
         raise ProtocolError("the last message must be an answer of the assistant, as a text", param="messages")
-    return read_question(body | {"messages": messages[:-1]}, vita, sources={}), text
+    question = read_question(body | {"messages": messages[:-1]}, vita, sources={})
+    return question, text, body.get("max_tiles", vita.config.max_tiles)
 
 
-def look_page(question, text, engine, job):
+def look_page(question, text, most_tiles, engine, job):
     """Yields the page of an answer. The ids are those that were generated, if the server still knows them."""
     vita, fresh = engine.vita, dict(question.media)
     answer = Message({"role": "assistant", "content": text}, [text])
@@ -66,7 +67,7 @@ def look_page(question, text, engine, job):
     index = {False: vita.config.image_token_index, True: vita.config.audio_token_index}
     ids = torch.tensor([index[x.kind == "audio"] if isinstance(x, Medium) else x for x in elements])
     prepared = PreparedRequest(ids, [x.data for x in images], [x.data for x in sounds])
-    shown = [about_picture(x, question.sources[x], vita.config) for x in images]
+    shown = [about_picture(x, question.sources[x], vita.config, most_tiles) for x in images]
     heard = [open_sound(question.sources[x])[1] for x in sounds]
     ids = answer.ids or vita.tokenizer.encode(text)
     found = look_at(
@@ -75,11 +76,10 @@ def look_page(question, text, engine, job):
     yield found.html()
 
 
-def about_picture(medium, file, config):
+def about_picture(medium, file, config, most_tiles):
     """What is known of a picture: its name, its size, and its grid of tiles."""
-    most = config.max_tiles if len(medium.data) > 1 else 1
     file.seek(0)
-    return open_picture(file, config.vision, most)[1]
+    return open_picture(file, config.vision, most_tiles if len(medium.data) > 1 else 1)[1]
 
 
 def until_left(job):
