@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vita_ref"
 MODULES = [".".join(f.relative_to(PACKAGE.parent).with_suffix("").parts) for f in sorted(PACKAGE.rglob("*.py")) if f.stem != "__init__"]
-STATES = {"Medium", "Message"}  # of a conversation, which goes on
+STATES = {"Medium", "Message", "Prefix", "Left", "Question", "Pass", "Run", "Look"}  # of what goes on: conversations, requests, traces
 
 
 def contents(name):
