@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 BLOCK = 2**19  # elements of a weight that are converted at a time: 2 MB in float32, which stay in a cache
-MANY = 512  # with more rows than these, blocks are twice as large, because each rearranges all rows
+MANY = 256  # with more rows than these, blocks are twice as large, because each rearranges all rows
 OUTPUTS = 32  # a block has a multiple of so many: with any number MKL's product takes up to 1.5 times as long
 BLOCK_ELSEWHERE = 2**24  # on other devices, where starting a kernel is what costs time
 
