@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from serving import served, tiny_vita
 
+from tools.demo import speech
 from vita_ref import Vita
 from vita_ref.loading import demo_folder
 from vita_ref.serve.page import EXAMPLES, WORLD, page, policy
@@ -187,6 +188,20 @@ def test_a_question_is_recorded_or_is_a_file_and_sent_as_a_wav_at_16_khz(vita, s
     assert 0.5 < len(samples) / rate < 6 if recorded else len(samples) == 16000
     assert answer == vita.respond(None, audios=[io.BytesIO(content)])
     assert page.locator("#log audio").count() == 1
+
+
+def test_a_spoken_question_about_a_picture_is_answered_rightly(server, visit):
+    try:
+        spoken = speech.speak("What color is the star?", speech.Manner("en-us", 160, 50))
+    except ValueError:
+        pytest.skip("espeak-ng is not installed")
+    file = io.BytesIO()
+    soundfile.write(file, spoken.samples, spoken.rate, format="WAV")
+    page = visit(server)
+    give(page, "drop")
+    page.locator("#sound").set_input_files({"name": "q.wav", "mimeType": "audio/wav", "buffer": file.getvalue()})
+    page.wait_for_selector("#added audio")
+    assert ask(page, "") == "Blue."
 
 
 def test_an_answer_is_streamed_with_a_bar_and_stopped_with_escape_or_a_button(vita, server, visit, monkeypatch):
