@@ -225,7 +225,7 @@ class Conversation:
         self._cache.truncate(past)
         self._read, notes["cached"] = elements, past
         device = vita.decoder.norm.weight.device
-        whole, ids = (torch.tensor([self._id(x) for x in part], device=device) for part in (elements, new))  # [n_i]
+        whole, ids = (torch.tensor([self._id(x) for x in part], device=device) for part in (elements, new))  # [n]
         images = [x.features for x in new if isinstance(x, Medium) and x.kind != "audio"]
         sounds = [x.features for x in new if isinstance(x, Medium) and x.kind == "audio"]
         x = spliced_inputs(vita, Batch([ids]), images, sounds, cache=self._cache)

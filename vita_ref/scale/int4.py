@@ -166,7 +166,7 @@ def int4_linear(x, weight, scale, outputs, bias=None):
     width = weight.shape[1] if packed else 2 * weight.shape[1]
     rows = x.reshape(-1, x.shape[-1])  # [rows, inputs]
     if width > rows.shape[1]:
-        rows = F.pad(rows, (0, width - rows.shape[1]))  # [rows, inputs]
+        rows = F.pad(rows, (0, width - rows.shape[1]))  # [rows, width]
     learns = torch.is_grad_enabled() and x.requires_grad  # the kernel gives no gradient
     if packed and x.dtype == torch.bfloat16 and 0 < len(rows) <= MOST_ROWS and not learns:
         flat = weight.view(scale.shape[1], width // 2)  # the shape that the kernel expects, in its own order

@@ -86,7 +86,7 @@ class Prefixes:
 
     def keep(self, cache, row, elements, messages, media):
         """Keeps the keys and values of a row that was answered. One that it continues is replaced."""
-        columns = cache.mask[row].nonzero()[:, 0]  # [T]
+        columns = cache.mask[row].nonzero()[:, 0]  # all but padding
         count, n = common_prefix(elements, [*elements, None], len(columns))
         keys, values = (
             x[:, row, :, : cache.length].index_select(2, columns[:n]) for x in (cache.keys, cache.values)
