@@ -17,7 +17,7 @@ PLANTED = {  # file, start of a line: the comment that is put there, its verdict
     ("audio", 'self.register_buffer("mean"'): ("# [M]", "never executed", "no line of an assignment"),
     ("fbank", "samples = _resample(samples"): ("# [W]", "never executed", ""),
     ("decoder", "k = self.k_proj(x).view("): ("# [B, H, S, K]", "wrong", "expected H = 8 at place 1, got [3, 4, 7, 10]"),
-    ("decoder", "wide = wide * torch.rsqrt"): ("# [S, B, D]", "wrong", "expected S = 7 at place 0, got [3, 7, 24]"),
+    ("decoder", "x = x + self.mlp("): ("# [S, B, D]", "wrong", "expected S = 7 at place 0, got [3, 7, 24]"),
     ("decoder", "predictions = logits[:, :-1]"): ("# [B*S, V]", "wrong", "expected B*S = 21 at place 0, got [18, 61]"),
     ("vision", "q, k, v = qkv.permute("): ("# each [N, H, K]", "wrong", "expected 3 dimensions, got [5, 3, 17, 6]"),
     ("vision", "qkv = self.qkv(x).unflatten("): ("# [3, N, H, P", None, "no bracket closes it, so it is no claim"),
