@@ -41,9 +41,11 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools import make_checkpoint
 from vita_ref import Vita, audio, fbank, image, sampling, video
 from vita_ref.analysis import observe
 from vita_ref.analysis.look import look_at
@@ -61,7 +63,11 @@ from vita_ref.decoder import rope_angles
 from vita_ref.files.cmvn import read_cmvn
 from vita_ref.inputs import Batch
 from vita_ref.request import PreparedRequest
-from vita_ref.scale import int8, products
+from vita_ref.scale import convolutions, int4, int8, products, use_fast
+from vita_ref.serve.group import run_group
+from vita_ref.serve.jobs import AnswerJob
+from vita_ref.serve.prefixes import Prefixes
+from vita_ref.serve.questions import read_question
 from vita_ref.speech import Speech
 from vita_ref.voice import vocoder
 from vita_ref.voice.decoder import apply_penalty
@@ -74,14 +80,27 @@ LOCALS = {  # file, or file.function: letters whose local integer has another na
     "analysis/occlusion": {"B": "len(rows)", "n": "len(points)", "units": "len(plan.units)", "T": "len(embeds)"},
     "analysis/occlusion.rows": {"B": "len(units)"},
     "analysis/occlusion.to_positions": {"n": "len(falls)", "T": "length"},
+    "chat._inputs": {"n": "len(elements)"},
     "cache.next_positions": {"B": "self.keys.shape[1]", "T": "self.length"},
     "cache.advance": {"S": "n"},
     "decoder": {"H": "heads", "G": "groups"},
     "decoder.next_token_loss": {"B": "labels.shape[0]", "S": "labels.shape[1]"},
+    "inputs.decoder_inputs": {"B": "len(batch.input_ids)", "n": "batch.input_ids.shape[1]"},
     "inputs.text_ids": {"B": "batch.input_ids.shape[0]", "S": "batch.input_ids.shape[1]"},
     "masks.last_hidden": {"B": "hidden.shape[0]", "S": "hidden.shape[1]"},
     "model.generate": {"B": "len(x.embeds)"},
+    "scale/blocks": {"rows": "len(rows)", "block": "stop - start"},
+    "scale/convolutions": {"block": "len(weight[channels])"},
+    "scale/int8.convert": {"block": "stop - start", "inputs": "rows.shape[1]"},
+    "scale/int4": {"rows": "len(rows)", "groups": "len(scale)"},
+    "scale/int4.convert": {"block": "stop - start", "inputs": "weight.shape[1] * (1 if packed else 2)"},
+    "scale/int4.pack": {"blocks": "len(packed)"},
+    "scale/int4.unpack": {"blocks": "len(part)"},
+    "scale/int4._rows": {"n": "len(nibbles)", "inputs": "2 * nibbles.shape[1]"},
+    "scale/int4._columns": {"blocks": "count", "n": "count * 2 * half"},
+    "scale/int4.stored_tensors": {"outputs": "self.outputs", "inputs": "len(self.weight_scale) * self.group"},
     "scale/products": {"rows": "len(rows)", "inputs": "weight.shape[1]", "outputs": "len(weight)"},
+    "serve/prefixes.cache": {"B": "len(found)", "T": "longest"},
     "voice/decoder.prefill": {"U": "rows.shape[1]"},
     "splice": {"S": "longest"},
     "splice.splice_row": {"S": "end"},
@@ -289,6 +308,14 @@ SMALL = VitaConfig(
     VisionConfig(18, 44, 2, 3, image_size=56),
     AudioConfig(20, 30, 2, 5, subsampling_size=12, num_mel_bins=27),
 )
+TALKING = replace(  # a small model whose tokens are bytes
+    VitaConfig.preset("demo"),
+    decoder=replace(SMALL.decoder, vocab_size=300, max_position_embeddings=600),
+    vision=replace(SMALL.vision, image_size=28, patch_size=7),
+    audio=AudioConfig(20, 30, 1, 5, subsampling_size=12),
+    eos_token_ids=(299,),
+    template="chatml",
+)
 SPEECH = SpeechConfig(1024, 1, DecoderConfig(1028, 896, 4864, 2, 14, 14, 64, attention_bias=False))  # released width
 CODEC = CodecConfig(1024, (0,) * 8, (8, 5, 5, 3), (16, 11, 11, 5), 512, (3,), ((1, 3),))
 
@@ -298,7 +325,7 @@ def decoder_letters(d):
     sizes = {"H": d.num_attention_heads, "G": d.num_key_value_heads, "K": d.head_dim, "L": d.num_hidden_layers}
     sizes |= {"D": d.hidden_size, "V": d.vocab_size, "F": d.intermediate_size}
     files = ("decoder", "cache", "masks", "speech", "voice/decoder", "analysis/trace")
-    files += ("analysis/observe", "analysis/derived", "analysis/occlusion")
+    files += ("analysis/observe", "analysis/derived", "analysis/occlusion", "serve/prefixes")
     return dict.fromkeys(files, sizes) | {"sampling": {"V": d.vocab_size}}
 
 
@@ -313,6 +340,8 @@ def letters(config):
         "audio": width | bins | sound | {"F": a.intermediate_size, "K": a.hidden_size // a.num_attention_heads},
         "fbank": bins,
         "files/cmvn": bins,
+        "request": bins,
+        "inputs": width,
         "model": width | bins | {"V": d.vocab_size},
         "splice": width,
         "video": width,
@@ -390,8 +419,6 @@ def run_audio_encoder(encoder):
 
 def run_functions(config):
     """Functions outside the model."""
-    from PIL import Image
-
     logits, bins = torch.randn(3, config.decoder.vocab_size), config.audio.num_mel_bins
     sampling.repetition_penalty(logits, logits > 1, 1.5)
     sampling.seen_tokens([torch.arange(5)] * 3, None, config.decoder.vocab_size, "cpu")
@@ -420,6 +447,33 @@ def run_scale():
         products.packed_linears(packed := torch.nn.Sequential(torch.nn.Linear(500, 204)))
         products.pack_weight(packed[0], "weight", weight)
         packed(torch.randn(6, 500))
+    linear, weight = int4.Int4Linear(torch.nn.Linear(70, 40)), torch.randn(40, 70)  # no whole blocks, no whole groups
+    int4.assign(linear, "weight", weight)
+    rows = linear.stored_tensors()
+    for dtype in (torch.float32, torch.bfloat16):  # the plain path, and the kernel
+        linear.to(dtype)(torch.randn(3, 70, dtype=dtype))
+        int4.int4_linear(torch.randn(3, 70, dtype=dtype), rows["weight"], rows["weight_scale"], 40)
+    with mock.patch.object(products, "processor_class", lambda: "avx2"):
+        convolution = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 2, dtype=torch.bfloat16))
+        use_fast(convolution, always=True)
+        with mock.patch.object(convolutions, "BLOCK", 24):  # two of the channels
+            convolution(torch.randn(2, 3, 9, 8, dtype=torch.bfloat16))
+
+
+def run_conversation(vita):
+    """A conversation that is saved and loaded, and answers that a server remembers."""
+    with tempfile.TemporaryDirectory() as folder:
+        chat, file = vita.chat(max_new_tokens=2), Path(folder) / "chat.json"
+        chat.ask("A?", Image.new("RGB", (90, 40)), [(torch.randn(8000), 16000)])
+        chat.save(file)
+        vita.chat().load(file, vita).ask("B?")
+    prefixes = Prefixes()
+    for texts in (["A?"], ["A? B?", "C?"]):  # the second time behind the first prompt
+        messages = [[{"role": "user", "content": text}] for text in texts]
+        jobs = [AnswerJob(read_question({"messages": each, "max_tokens": 3}, vita), lambda event: None) for each in messages]
+        for job in jobs:
+            job.prepare(vita, vita.chat(), prefixes)
+        list(run_group(vita, jobs, prefixes))
 
 
 def run_speech(speech):
@@ -448,6 +502,10 @@ def all_runs():
     small = (partial(run_passes, vita, "cpu"), partial(run_generation, vita), partial(run_audio_encoder, encoder))
     for run in (*small, partial(run_functions, SMALL), run_scale):
         yield "small", letters(SMALL), run
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint.write(folder, "demo", config=TALKING)
+        vita = Vita.from_pretrained(folder, dtype=torch.float32)
+        yield "small", letters(TALKING), partial(run_conversation, vita)
     yield "speech", decoder_letters(SPEECH.decoder), partial(run_speech, Speech(SPEECH, CODEC).eval())
 
 

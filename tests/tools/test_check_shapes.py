@@ -17,7 +17,7 @@ PLANTED = {  # file, start of a line: the comment that is put there, its verdict
     ("audio", 'self.register_buffer("mean"'): ("# [M]", "never executed", "no line of an assignment"),
     ("fbank", "samples = _resample(samples"): ("# [W]", "never executed", ""),
     ("decoder", "k = self.k_proj(x).view("): ("# [B, H, S, K]", "wrong", "expected H = 8 at place 1, got [3, 4, 7, 10]"),
-    ("decoder", "wide = wide * torch.rsqrt"): ("# [S, B, D]", "wrong", "expected S = 7 at place 0, got [3, 7, 24]"),
+    ("decoder", "x = x + self.mlp("): ("# [S, B, D]", "wrong", "expected S = 7 at place 0, got [3, 7, 24]"),
     ("decoder", "predictions = logits[:, :-1]"): ("# [B*S, V]", "wrong", "expected B*S = 21 at place 0, got [18, 61]"),
     ("vision", "q, k, v = qkv.permute("): ("# each [N, H, K]", "wrong", "expected 3 dimensions, got [5, 3, 17, 6]"),
     ("vision", "qkv = self.qkv(x).unflatten("): ("# [3, N, H, P", None, "no bracket closes it, so it is no claim"),
@@ -92,7 +92,8 @@ def test_a_planted_comment_gets_its_verdict(planted, file, start):
     if verdict is None:
         assert claims == [], why
     else:
-        assert [(c.text, c.verdict) for c in claims] == [(comment, verdict)] and why in claims[0].why
+        assert [(c.text, c.verdict) for c in claims] == [(comment, verdict)]
+        assert any(why in reason for reason in [claims[0].why, *claims[0].faults])  # other runs find other faults
 
 
 @pytest.mark.parametrize("verdict", ["wrong", "never executed", "vacuous"])

@@ -75,7 +75,7 @@ def as_bytes(data, vision):
     """The pixels [N*Y, X, 3] of which the tiles were made, None if they were no 8-bit integers. Shapes: [N, 3, Y, X]."""
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (vision.image_mean, vision.image_std))
     pixels = ((data * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)  # [N, 3, Y, X]
-    pixels = pixels.permute(0, 2, 3, 1).flatten(0, 1).numpy()  # [N*Y, X, 3]
+    pixels = pixels.permute(0, 2, 3, 1).flatten(0, 1).numpy()  # below each other
     return pixels if from_bytes(pixels, data.shape, vision).equal(data) else None
 
 
