@@ -84,10 +84,16 @@ vita.config.decoder.width
 """
 
 
-def checked(tmp_path, text):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What mypy knows about torch, from the first test to the second."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def checked(tmp_path, cache, text):
     """The messages of mypy about a script, by line."""
     (tmp_path / "script.py").write_text(text)
-    flags = ["--python-executable", sys.executable, "--cache-dir", str(tmp_path / "cache"), "--no-error-summary"]
+    flags = ["--python-executable", sys.executable, "--cache-dir", str(cache), "--no-error-summary"]
     command = [sys.executable, "-m", "mypy", *flags, str(tmp_path / "script.py")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     found = re.findall(r"script\.py:(\d+): (\w+): (.*)", done.stdout)
@@ -96,8 +102,8 @@ def checked(tmp_path, text):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy: pip install mypy (extra dev)")
-def test_a_users_script_passes_mypy_and_the_types_are_those_expected(tmp_path):
-    found = checked(tmp_path, SCRIPT)
+def test_a_users_script_passes_mypy_and_the_types_are_those_expected(tmp_path, cache):
+    found = checked(tmp_path, cache, SCRIPT)
     assert [row for row in found if row[1] == "error"] == []
     shown = {line: re.sub(r"builtins\.", "", re.findall(r'"(.*)"', message)[0]) for line, kind, message in found if kind == "note"}
     lines = SCRIPT.splitlines()
@@ -106,10 +112,10 @@ def test_a_users_script_passes_mypy_and_the_types_are_those_expected(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy: pip install mypy (extra dev)")
-def test_wrong_uses_are_errors_of_mypy(tmp_path):
+def test_wrong_uses_are_errors_of_mypy(tmp_path, cache):
     lines = WRONG.splitlines()
     wrong = {i for i, line in enumerate(lines, 1) if i > 5 and line}
-    assert {line for line, kind, _ in checked(tmp_path, WRONG) if kind == "error"} == wrong
+    assert {line for line, kind, _ in checked(tmp_path, cache, WRONG) if kind == "error"} == wrong
 
 
 # ---- without a type checker

@@ -37,7 +37,7 @@ TESTS = {  # file of vita_ref/ -> its tests, the quickest to find a bug first
     "splice.py": "test_splice.py test_golden_splice.py test_batches.py test_model.py test_devices.py",
     "cache.py": "test_cache.py test_batches.py test_decoder.py test_model.py test_devices.py",
     "sampling.py": "test_sampling.py test_batches.py checks/test_arguments.py test_devices.py",
-    "decoder.py": "test_decoder.py test_golden_text.py test_model.py test_batches.py test_devices.py",
+    "decoder.py": "test_decoder.py test_golden_text.py files/test_rope.py test_model.py test_batches.py test_devices.py",
     "masks.py": "test_masks.py test_decoder.py test_batches.py test_devices.py",
     "fbank.py": "test_fbank.py test_audio.py",
     "prompt.py": "test_prompt.py test_request.py test_frozen.py test_chat.py files/test_template.py",
