@@ -225,10 +225,11 @@ def test_a_file_that_cannot_be_read_gives_one_line_with_its_name_and_the_reason(
         (empty, "no samples"),
     ]
     for source, reason in cases:
-        name = "the given sound" if isinstance(source, io.BytesIO) else str(source)
+        name = "the given sound" if isinstance(source, io.BytesIO) else source.name  # a long path is cut in the middle
         with pytest.raises(ValueError, match=reason) as error:
             load_sound(source)
-        assert str(error.value).startswith(f"cannot read {name}") and "\n" not in str(error.value)
+        message = str(error.value)
+        assert message.startswith("cannot read ") and name in message and "\n" not in message
 
 
 # ---- hostile files

@@ -54,7 +54,7 @@ def tokens(device):
     passed = []
     for method in (None, "int8", "int4"):
         here, there = (Vita.from_pretrained(device=d, quantize=method, kernels="plain") for d in ("cpu", device))
-        requests = [{"text": text, "images": [PICTURE]} for text in QUESTIONS]
+        requests = [{"prompt": text, "images": [PICTURE]} for text in QUESTIONS]
         answers = [vita.respond_batch(requests) for vita in (here, there)]
         passed.append(report(f"answers, {method or 'float32'}", answers[0] == answers[1], f"{answers[1][0]!r}"))
         options = [{"do_sample": True, "generator": torch.Generator(device).manual_seed(1)} for _ in range(2)]

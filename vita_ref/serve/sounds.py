@@ -2,7 +2,7 @@
 
 W samples.
 
-Test: ``pytest tests/serve/test_speech.py``
+Test: ``pytest tests/serve/test_speech_endpoint.py``
 """
 
 import io
