@@ -68,6 +68,7 @@ from vita_ref.serve.group import run_group
 from vita_ref.serve.jobs import AnswerJob
 from vita_ref.serve.prefixes import Prefixes
 from vita_ref.serve.questions import read_question
+from vita_ref.serve.sounds import encoded
 from vita_ref.speech import Speech
 from vita_ref.voice import vocoder
 from vita_ref.voice.decoder import apply_penalty
@@ -408,6 +409,16 @@ def run_generation(vita):
     list(vita.speak_stream("Yes."))
 
 
+def run_server(vita):
+    """What the server remembers of conversations, and the samples of speech."""
+    prefixes, ids = Prefixes(), torch.arange(12).view(3, 4)
+    cache = vita(ids).cache
+    prefixes.keep(cache, 1, ids[1].tolist(), [], {})
+    prefix, _, past = prefixes.find([*ids[1].tolist(), 5])
+    Prefixes.cache(vita.decoder, [(prefix, past), (prefix, past - 1), (None, 0)])
+    encoded([torch.zeros(3), torch.zeros(4)], 24000, "pcm")
+
+
 def run_audio_encoder(encoder):
     """Two sounds, and the weights of attention."""
     encoder(torch.zeros(2, 30, encoder.config.num_mel_bins), [30, 20])
@@ -500,7 +511,7 @@ def all_runs():
     rare = replace(SMALL.audio, position_encoding="abs-enc", normalize_before=False, adapter_norm="batch")
     vita, encoder = Vita(SMALL).eval(), audio.AudioEncoder(rare, SMALL.decoder.hidden_size).eval()
     small = (partial(run_passes, vita, "cpu"), partial(run_generation, vita), partial(run_audio_encoder, encoder))
-    for run in (*small, partial(run_functions, SMALL), run_scale):
+    for run in (*small, partial(run_functions, SMALL), run_scale, partial(run_server, vita)):
         yield "small", letters(SMALL), run
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint.write(folder, "demo", config=TALKING)

@@ -64,7 +64,7 @@ def inputs_of(vita, jobs, cache):
     whole, ids = ([torch.tensor([index(x) for x in row], device=device) for row in rows] for rows in
                   ([job.elements for job in jobs], rests))  # fmt: skip
     images, sounds = ([x.features for x in media if (x.kind == "audio") is wanted] for wanted in (False, True))
-    x = spliced_inputs(vita, Batch(ids), images, sounds, cache=cache)  # ids [n_i]
+    x = spliced_inputs(vita, Batch(ids), images, sounds, cache=cache)
     check_inputs(x)
     return x._replace(batch=Batch(whole), segments=[segments(job.elements) for job in jobs])
 

@@ -86,11 +86,10 @@ class Prefixes:
 
     def keep(self, cache, row, elements, messages, media):
         """Keeps the keys and values of a row that was answered. One that it continues is replaced."""
-        columns = cache.mask[row].nonzero()[:, 0]  # all but padding
+        columns = cache.mask[row].nonzero().flatten().tolist()
         count, n = common_prefix(elements, [*elements, None], len(columns))
-        keys, values = (
-            x[:, row, :, : cache.length].index_select(2, columns[:n]) for x in (cache.keys, cache.values)
-        )  # [L, G, n, K]
+        keys = cache.keys[:, row][:, :, columns[:n]]  # [L, G, n, K]
+        values = cache.values[:, row][:, :, columns[:n]]  # [L, G, n, K]
         elements = elements[:count]
         shorter = [each for each in self._kept if elements[: len(each.elements)] == each.elements]
         self._kept = [each for each in self._kept if each not in shorter]
@@ -106,7 +105,8 @@ class Prefixes:
         if not longest:
             return cache
         shape = (*cache.keys.shape[:3], longest, cache.keys.shape[4])
-        keys, values = (cache.keys.new_zeros(shape) for _ in range(2))  # [L, B, G, T, K]
+        keys = cache.keys.new_zeros(shape)  # [L, B, G, T, K]
+        values = torch.zeros_like(keys)  # [L, B, G, T, K]
         real = torch.zeros(len(found), longest, dtype=torch.bool, device=keys.device)  # [B, T]
         positions = torch.zeros_like(real, dtype=torch.long)  # [B, T]
         for row, (prefix, past) in enumerate(found):
