@@ -38,6 +38,8 @@ from .sampling import Sampling, repetition_penalty, sample, seen_tokens
 from .stream import Stream
 from .vision import Projector, VisionTower
 
+PROMPT_CHUNK = 512  # positions: the memory of a pass does not grow with the prompt, and its progress can be shown
+
 
 class Vita(nn.Module):
     """The whole model. A part that the config leaves out is None."""
@@ -53,7 +55,7 @@ class Vita(nn.Module):
         self.speech = None
         self.folder = self.speech_folder = None  # where loading found the weights
         self.generation_products = contextlib.nullcontext  # loading may choose faster products for generation
-        self.prompt_chunk = 512  # positions of a prompt that are read in one pass; None: all of them
+        self.prompt_chunk = PROMPT_CHUNK  # positions of a prompt that are read in one pass; None: all of them
 
     @classmethod
     def from_pretrained(cls, folder=None, dtype=None, device="cpu", quantize=None, **options):

@@ -264,6 +264,8 @@ def peak_memory(run):
 PEAKS = {
     "text": [request(*range(50), *range(50), *range(50))],
     "padded": [request(*[7] * 700), request(*[7] * 500)],
+    "long": [request(*[7] * 1500)],
+    "long and padded": [request(*[7] * 2000), request(*[7] * 1990)],
     "image": [request(IMAGE, 5, tiles=[60])],
     "sound": [request(AUDIO, 5, frames=[2000])],
 }

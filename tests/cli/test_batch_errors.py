@@ -81,10 +81,10 @@ def test_the_id_of_a_line_with_an_error_is_passed_through(folder):
 def test_a_request_that_cannot_be_answered_leaves_the_others_of_its_group_alone(folder, monkeypatch):
     answer_of = Vita.answer
 
-    def answer_but_not_seven(self, prepared, options):
+    def answer_but_not_seven(self, prepared, options, control):
         if any("7" in self.text(each.ids[each.ids >= 0]) for each in prepared):
             raise ValueError("the logits are not finite")
-        return answer_of(self, prepared, options)
+        return answer_of(self, prepared, options, control)
 
     lines = [json.dumps({"prompt": f"question {i}", "id": i}) for i in range(10)]
     expected = without_timing(answer(folder, lines)[1])

@@ -27,7 +27,7 @@ from ..files.names import prefixes
 from ..files.speech import read_codec_config, read_speech_config
 from ..files.tokenizer import load_tokenizer
 from ..loading import find_speech, unread_prefixes, with_stored_vocabulary
-from ..model import Vita
+from ..model import PROMPT_CHUNK, Vita
 from ..request import count_positions, image_positions, num_patches
 from ..scale import blocks, int4, quantized_linears
 from ..speech import Speech
@@ -191,17 +191,23 @@ def transient_bytes(config, group, lengths, itemsize, quantize):
     """An estimate of the largest memory in addition to weights and cache, for numbers of ``itemsize`` bytes.
 
     A row of a layer of the vision tower, the audio encoder or the decoder takes three times the MLP width and six times
-    the model width. With padding, the mask is counted if it is larger. An int8 matrix is expanded when it is used.
+    the model width; the decoder reads `PROMPT_CHUNK` positions of each prompt at a time. With padding, and behind the
+    first pass, attention has a mask, and keys and values for all heads. An int8 matrix is expanded when it is used.
     """
-    d, v, a = config.decoder, config.vision, config.audio
+    d, v, a, longest = config.decoder, config.vision, config.audio, max(lengths)
+    passes = [(min(PROMPT_CHUNK, longest - start), min(start + PROMPT_CHUNK, longest)) for start in range(0, longest, PROMPT_CHUNK)]
     vision_rows = sum(len(tiles) * (num_patches(v, tiles) + 1) for p in group for tiles in p.images)
     frames = [len(bank) for p in group for bank in p.sounds]
     audio_rows = len(frames) * encoder_position_count(max(frames)) if frames else 0
-    rows = [(d, len(group) * max(lengths)), (v, vision_rows), (a, audio_rows)]
-    layer = max(n * (3 * part.intermediate_size + 6 * part.hidden_size) for part, n in rows if n)
+    rows = [(d, len(group) * min(longest, PROMPT_CHUNK)), (v, vision_rows), (a, audio_rows)]
+    waiting = len(group) * max(0, longest - PROMPT_CHUNK) * d.hidden_size  # embeddings that are read later
+    layer = waiting + max(n * (3 * part.intermediate_size + 6 * part.hidden_size) for part, n in rows if n)
     block = 4 * blocks.BLOCK if quantize or config.quantization else 0
-    mask = len(group) * max(lengths) ** 2 if len(set(lengths)) > 1 else 0
-    return max(layer, mask) * itemsize + block + mask  # the mask also exists as booleans
+    masked = passes if len(set(lengths)) > 1 else passes[1:]
+    mask = len(group) * max((new * end for new, end in masked), default=0)
+    heads = 2 * longest * d.num_attention_heads * d.head_dim
+    attention = len(group) * (heads + 6 * d.hidden_size * passes[0][0]) + mask if mask else 0
+    return max(layer, attention) * itemsize + block + mask  # the mask also exists as booleans
 
 
 def estimate(config, prepared, *, dtype, quantize=None, pack=False, max_new_tokens=256, group=8, speech=None):
