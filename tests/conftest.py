@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "tools")]
+sys.path[:0] = [str(Path(__file__).parents[1]), *(str(Path(__file__).parent / name) for name in ("tools", "cli"))]
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"  # what upstream gave; README.md there describes each case
 

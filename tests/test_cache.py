@@ -159,3 +159,16 @@ def test_padded_says_whether_any_filled_column_may_be_padding():
     assert cache.padded
     cache.truncate(0)
     assert not cache.padded
+
+
+def test_a_cache_without_a_limit_holds_no_memory_before_its_first_use():
+    cache = KVCache(L, B, G, None, K)
+    assert cache.nbytes == 0 and cache.length == 0 and cache[0][0].shape == (B, G, 0, K)
+
+
+def test_a_limit_of_zero_is_a_full_cache():
+    cache = KVCache(L, B, G, 0, K)
+    for call in (lambda: cache.write(0, *torch.zeros(2, B, G, 1, K)), lambda: cache.advance(1)):
+        with pytest.raises(ValueError, match="the cache is full: it holds 0 of at most 0 positions, and there is no space for 1 more"):
+            call()
+    assert cache.nbytes == 0

@@ -326,7 +326,7 @@ def test_a_sound_that_is_too_short_is_refused(run, tmp_path):
     lines = [{"audios": ["long.wav"]}] * 9 + [{"audios": ["short.wav"]}]
     (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
     status, out, err = run("--batch", tmp_path / "requests.jsonl", "--max-new-tokens", 2, model=demo_folder())
-    assert status == 2 and "request 10" in err and "too short" in err
+    assert status == 2 and "request 10" in err and "it has 50 ms; a sound needs at least 85 ms" in err
     assert ["error" in json.loads(line) for line in out.splitlines()] == [False] * 9 + [True]
 
 

@@ -176,6 +176,30 @@ def test_messages_that_cannot_be_rendered_are_refused_with_the_reason(arguments,
         render(**arguments)
 
 
+roles = st.lists(st.sampled_from(["user", "assistant"]), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["chatml", "vita"]), st.sampled_from(["", "Be brief."]), roles, st.sampled_from([None, "", "Other."]))
+def test_a_conversation_with_a_system_text_of_its_own_has_that_one_and_no_other(template, own, roles, given):
+    messages = [{"role": "system", "content": own}] + [{"role": role, "content": "..."} for role in roles]
+    if given:
+        with pytest.raises(ValueError, match="two system texts"):
+            render(messages, system=given, template=template)
+        return
+    text = render(messages, system=given, template=template)
+    assert text.count("<|im_start|>system") == 1 and text.startswith(f"<|im_start|>system\n{own}<|im_end|>")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["chatml", "vita"]), roles, st.sampled_from([None, "", "Other."]))
+def test_any_other_conversation_has_the_given_or_the_default_system_text_once_in_front(template, roles, given):
+    text = render([{"role": role, "content": "..."} for role in roles], system=given, template=template)
+    expected = TEMPLATES[template].default_system.get("lang", "") if given is None else given
+    assert text.count("<|im_start|>system") == bool(expected)
+    assert text.startswith(f"<|im_start|>system\n{expected}<|im_end|>" if expected else f"<|im_start|>{roles[0]}")
+
+
 # ---- placeholders and ids
 
 

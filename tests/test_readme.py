@@ -107,6 +107,7 @@ def test_every_flag_belongs_to_its_program(page, capsys):
 
 def test_every_flag_in_the_text_belongs_to_the_command_line(capsys):
     known = help_text(capsys)
+    known += text_of(ROOT / "vita_ref/serve/__main__.py")
     for flag in re.findall(r"`(--[a-z-]+)", README):
         assert re.search(rf"{flag}\b(?!-)", known), flag
 

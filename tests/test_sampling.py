@@ -56,6 +56,20 @@ def test_of_equal_logits_top_p_keeps_the_lowest_ids_until_p_is_reached_exactly(s
     assert kept_tokens(filter_top_p(torch.zeros(1, size), 0.5)) == [{*range(size // 2)}]
 
 
+@few
+@given(st.integers(2, 300), st.integers(1, 4), st.sampled_from([0.1, 0.25, 0.5, 0.75]), st.integers(0, 999))
+def test_of_equal_logits_top_p_keeps_the_lower_ids(size, levels, p, seed):
+    """A sort that is not stable breaks ties as it likes from 17 tokens on."""
+    logits = torch.randint(levels, (1, size), generator=torch.Generator().manual_seed(seed)).float()
+    [kept] = kept_tokens(filter_top_p(logits, p))
+    order = sorted(range(size), key=lambda i: (-float(logits[0, i]), i))
+    assert kept == {*order[: len(kept)]}
+
+
+def test_a_quarter_of_64_equal_logits_are_the_first_16():
+    assert kept_tokens(filter_top_p(torch.zeros(1, 64), 0.25)) == [{*range(16)}]
+
+
 def test_top_p_of_one_keeps_tokens_whose_probability_rounds_to_zero():
     assert kept_tokens(filter_top_p(torch.tensor([[0.0, 60.0, -60.0]]), 1.0)) == [{0, 1, 2}]
 

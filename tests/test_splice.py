@@ -365,6 +365,20 @@ def test_a_span_of_n_positions_takes_n_over_stride_position_ids_rounded_up(gaps,
 # ---- empty rows and media
 
 
+@few
+@given(batches(), sides, strides)
+def test_positions_labels_and_lengths_are_long_and_the_mask_is_bool(batch, side, stride):
+    out = splice_batch(batch, labels=batch.labels, padding_side=side, shared_v_pid_stride=stride)
+    assert {out.position_ids.dtype, out.labels.dtype, out.lengths.dtype} == {torch.long}
+    assert out.attention_mask.dtype == torch.bool and out.inputs_embeds.dtype == torch.float32
+
+
+@pytest.mark.parametrize("spans", [[], [(0, 3)], [(1, 5), (5, 6)]])
+@pytest.mark.parametrize("stride", [1, 2, 7])
+def test_shared_position_ids_are_long(spans, stride):
+    assert shared_position_ids(spans, 6, stride).dtype == torch.long
+
+
 def test_empty_rows_are_padding():
     empty = torch.tensor([], dtype=torch.long)
     got = splice([empty, torch.tensor([4, 5])], embed, labels=[empty, torch.tensor([8, 9])], **TOKENS)

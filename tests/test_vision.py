@@ -244,3 +244,15 @@ def test_the_presets_give_the_full_number_of_positions_on_the_meta_device(name, 
 def test_pixels_of_another_shape_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         randomised(VisionTower(TINY))(torch.zeros(shape))
+
+
+@few
+@given(st.integers(2, 9), st.integers(1, 3), st.integers(1, 3), seeds)
+def test_a_tower_whose_image_is_one_patch_takes_that_image_and_larger_ones(patch, rows, columns, seed):
+    """Its table has one position, which every patch of a larger image gets."""
+    tower = randomised(VisionTower(replace(TINY, image_size=patch, patch_size=patch, shuffle=1)), seed)
+    assert tower.embeddings.position_embedding.shape[1] == 2
+    assert tower(noise(1, 3, patch, patch, seed=seed)).shape == (1, 1, 12)
+    positions = tower.embeddings.positions(rows, columns)
+    assert positions.shape == (1, rows * columns + 1, 12)
+    assert off(positions[:, 1:], tower.embeddings.position_embedding[:, 1:].expand(1, rows * columns, 12)) < BOUND

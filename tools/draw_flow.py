@@ -8,6 +8,7 @@ hand. The picture has its own background and no outside font or file, so that it
 Test: ``pytest tests/tools/test_draw_flow.py``
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 from html import escape
@@ -345,6 +346,7 @@ def draw(run):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     svg = draw(observe())
     OUT.write_text(svg, encoding="utf-8")
     print(f"{OUT.relative_to(ROOT)}: {len(svg):,} bytes")

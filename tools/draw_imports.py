@@ -6,6 +6,7 @@ ones are imports inside a function, made only if the function is called.
 Test: ``pytest tests/tools/test_draw_imports.py``
 """
 
+import argparse
 import ast
 from pathlib import Path
 
@@ -61,5 +62,6 @@ def draw(edges):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     OUT.write_text(draw(read_edges()), encoding="utf-8")
     print(f"{OUT.relative_to(ROOT)}: {len(read_edges())} arrows")

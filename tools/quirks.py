@@ -8,6 +8,7 @@ kept. The correction of a quirk is a planted bug, and it names the test that mus
 Test: ``pytest tests/tools/test_mutants.py``
 """
 
+import argparse
 import io
 import sys
 import tokenize
@@ -72,5 +73,6 @@ def table():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     OUT.write_text(table(), encoding="utf-8")
     print(f"{OUT.relative_to(ROOT)}: {len(quirks())} quirks")

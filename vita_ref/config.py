@@ -183,9 +183,8 @@ class AudioConfig:
                 f"hidden_size of the audio encoder ({self.hidden_size}) must be even and a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})"
             )
-        for name, least in (("frame_length", 2), ("frame_shift", 1)):
-            if int(self.sample_rate * getattr(self, name) / 1000) < least:
-                raise ValueError(f"{name} ({getattr(self, name)} ms) is too short at {self.sample_rate} Hz")
+        if int(self.sample_rate * self.frame_length / 1000) < 2:
+            raise ValueError(f"frame_length ({self.frame_length} ms) is too short at {self.sample_rate} Hz")
 
 
 @dataclass(frozen=True)
@@ -299,7 +298,7 @@ class VitaConfig:
             raise ValueError(f"max_tiles ({self.max_tiles}) tiles of {self.vision.image_size} pixels squared are too large")
 
     @staticmethod
-    def preset(name):
+    def preset(name: str) -> "VitaConfig":
         """The config of a known model: ``documented``, ``vita-1.5``, ``qwen2-7b`` or ``demo``.
 
         Source: ``documented`` has the figures of upstream's language-model-layer page; ``vita-1.5`` and ``qwen2-7b``

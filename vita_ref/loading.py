@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
+from .checks.devices import as_device
 from .files import checkpoint
 from .files.folders import read_config
-from .files.messages import escaped, one_line_errors, shown
+from .files.messages import one_line_errors, shown
 from .files.names import PREFIXES, prefixes
 from .files.tokenizer import load_tokenizer
 from .speech import Speech
@@ -88,19 +89,6 @@ def as_dtype(given):
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise ValueError(f"dtype must be a torch dtype or one of {', '.join(DTYPES)}, got {shown(given)}")
     return dtype
-
-
-def as_device(given):
-    """A device that can hold the model. Raises: ValueError for one that torch cannot use here."""
-    try:
-        device = torch.device(given)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError, OverflowError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0][:200]
-        raise ValueError(f"the device {shown(given)} cannot be used: {escaped(reason)}") from None
-    if device.type == "meta":
-        raise ValueError("the device meta has no values: --dry-run shows what a request needs")
-    return device
 
 
 def as_folder(given):

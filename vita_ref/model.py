@@ -181,7 +181,7 @@ class Vita(nn.Module):
 
         ``progress`` is called with "prompt", the positions that are read, and all of them. Shapes: -> [B, D].
         """
-        s, hidden = x.embeds.shape[1], x.embeds[:, 0]  # [B, D]
+        hidden, s = x.embeds[:, 0], x.embeds.shape[1]  # [B, D]
         for start in range(0, s, self.prompt_chunk or s):
             if progress is not None:
                 progress("prompt", start, s)

@@ -26,6 +26,7 @@ from .checks.media import (
 )
 from .checks.rows import room
 from .files.messages import counted, shown
+from .files.sounds import too_short
 from .inputs import Batch
 from .prompt import chat_text, encode_prompt, expand_media, own_template, place_media
 from .splice import check_counts, runs
@@ -161,7 +162,11 @@ def load_audio(source, config):
     c = config.audio
     waveform, rate = as_waveform(source) or fbank.load_sound(source)
     options = {"frame_length": c.frame_length, "frame_shift": c.frame_shift, "target_rate": c.sample_rate}
-    return fbank.log_mel(waveform, rate, num_mel_bins=c.num_mel_bins, **options)
+    bank = fbank.log_mel(waveform, rate, num_mel_bins=c.num_mel_bins, **options)  # [J, M]
+    if len(bank) < MIN_FRAMES:
+        least = c.frame_length + (MIN_FRAMES - 1) * c.frame_shift
+        raise ValueError(too_short(source, waveform.shape[1] / rate, least))
+    return bank
 
 
 def check_parts(request, config, tokenizer):

@@ -3,11 +3,14 @@
 The golden numbers are upstream's own. Bounds: 2e-5 for the towers, 5e-5 for the decoder; ids are exact.
 """
 
+import fnmatch
 import json
+import re
 import wave
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -222,7 +225,7 @@ BREAKS = {  # what is broken: the first name that differs in a deep trace, and i
     break_class_token: ("vision.0.embeddings", "vision.0.embeddings"),
     break_shuffle: ("vision.0.tower", "vision.0.tower"),
     break_projector: ("vision.0.projector", "vision.0.projector"),
-    break_adapter: ("audio.0.adapter", "audio.0.adapter"),
+    break_adapter: ("audio.0.adapter.activation", "audio.0.adapter"),
     break_vision_mlp: ("vision.0.layers.01.mlp", "vision.0.layers.01"),
     break_audio_mlp: ("audio.0.layers.01.mlp", "audio.0.layers.01"),
     break_head: ("logits", "logits"),
@@ -488,11 +491,12 @@ def test_a_dump_holds_the_whole_flow_in_order_and_no_path(run, folder, flags, tm
         shapes = {name: file.get_slice(name).get_shape() for name in names}
     order = about["order"].split()
     assert sorted(order) == sorted(shapes)
-    inside = [".attended", ".attention", ".mlp", ""]
+    inside, tower = [".attended", ".attention", ".mlp", ""], [".attended", ".attention", ".norm2", ".hidden", ".mlp", ""]
     expected = ["token_ids", "vision.0.tiles", "vision.0.embeddings"]
-    expected += numbered("vision.0.layers", 2, ".q", ".k", ".v", *inside) + ["vision.0.tower", "vision.0.projector"]
+    expected += numbered("vision.0.layers", 2, ".norm1", ".q", ".k", ".v", *tower) + ["vision.0.tower", "vision.0.projector"]
     expected += [f"audio.0.{name}" for name in ("fbank", "normalised", "subsampled", "input")]
-    expected += numbered("audio.0.layers", 2, ".q", ".k", ".v", ".bias", *inside) + ["audio.0.encoder", "audio.0.adapter"]
+    expected += numbered("audio.0.layers", 2, ".norm1", ".q", ".k", ".v", ".bias", *tower)
+    expected += ["audio.0.encoder", "audio.0.adapter.activation", "audio.0.adapter"]
     expected += [f"spliced.{name}" for name in ("inputs_embeds", "attention_mask", "position_ids")]
     expected += ["decoder.rope.cos", "decoder.rope.sin", "decoder.mask"]
     expected += numbered("decoder.layers", 2, ".q", ".k", ".v", ".attention_map", *inside[:-1], ".output")
@@ -536,6 +540,9 @@ PLANTED = {  # a weight of the released format: the first name that must be off
     "model.vision_tower.vision_tower.embeddings.class_embedding": "vision.0.embeddings",
     "model.vision_tower.vision_tower.encoder.layers.0.attn.qkv.bias": "vision.0.layers.00.q",
     "model.vision_tower.vision_tower.encoder.layers.0.attn.proj.bias": "vision.0.layers.00.attention",
+    "model.vision_tower.vision_tower.encoder.layers.0.norm1.weight": "vision.0.layers.00.norm1",
+    "model.vision_tower.vision_tower.encoder.layers.1.norm2.bias": "vision.0.layers.01.norm2",
+    "model.vision_tower.vision_tower.encoder.layers.1.mlp.fc1.weight": "vision.0.layers.01.hidden",
     "model.vision_tower.vision_tower.encoder.layers.1.mlp.fc2.bias": "vision.0.layers.01.mlp",
     "model.vision_tower.vision_tower.encoder.layers.1.ls2": "vision.0.layers.01",
     "model.mm_projector.2.weight": "vision.0.projector",
@@ -548,7 +555,9 @@ PLANTED = {  # a weight of the released format: the first name that must be off
     "model.audio_encoder.encoder.enc.1.encoders.0.self_attn.linear_out.weight": "audio.0.layers.00.attention",
     "model.audio_encoder.encoder.enc.1.encoders.1.feed_forward.w_2.weight": "audio.0.layers.01.mlp",
     "model.audio_encoder.encoder.enc.1.after_norm.weight": "audio.0.encoder",
-    "model.audio_encoder.adpter.conv1d2.weight": "audio.0.adapter",
+    "model.audio_encoder.encoder.enc.1.encoders.0.feed_forward.w_1.weight": "audio.0.layers.00.hidden",
+    "model.audio_encoder.adpter.conv1d2.weight": "audio.0.adapter.activation",
+    "model.audio_encoder.adpter.project.weight": "audio.0.adapter",
     "model.embed_tokens.weight": "spliced.inputs_embeds",
     "model.layers.0.self_attn.q_proj.bias": "decoder.layers.00.q",
     "model.layers.1.self_attn.k_proj.weight": "decoder.layers.01.k",
@@ -660,3 +669,123 @@ def test_a_trace_takes_plain_products_and_leaves_the_model_as_it_was(vita):
     vita.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, eos_token_id=())
     assert entered
     vita.generation_products = nullcontext
+
+
+# ---- a porter's first hour: upstream's own tiny folder, which has no tokenizer
+
+
+@pytest.fixture(scope="module")
+def upstream_flags(tmp_path_factory):
+    """Flags of a request to the folder of the golden cases, in token ids."""
+    path = tmp_path_factory.mktemp("media")
+    Image.linear_gradient("L").resize((40, 40)).convert("RGB").save(path / "x.png")
+    with wave.open(str(path / "x.wav"), "wb") as out:
+        out.setparams((1, 2, 16000, 0, "NONE", ""))
+        out.writeframes((torch.arange(8000) % 97 * 50).short().numpy().tobytes())
+    return ["--model", GOLDEN / "checkpoint", "--image", path / "x.png", "--audio", path / "x.wav", "--max-tiles", "1"]
+
+
+def test_a_folder_without_a_tokenizer_is_dumped_with_token_ids(run, upstream_flags, tmp_path, vita):
+    out = tmp_path / "x.safetensors"
+    status, _, err = run(out, *upstream_flags, "--ids", "3, -200 17,-500,9", "--deep", "--max-new-tokens", 2)
+    assert status == 0, err
+    with safe_open(out, framework="pt") as file:
+        assert file.get_tensor("token_ids").tolist() == [[3, IMAGE, 17, AUDIO, 9]]
+        tiles, bank = file.get_tensor("vision.0.tiles"), file.get_tensor("audio.0.fbank")
+        want = vita(torch.tensor([[3, IMAGE, 17, AUDIO, 9]]), images=[tiles], audios={"audios": [bank]}).logits[:, -1]
+        close(file.get_tensor("logits"), want, LOGITS)
+        assert file.get_tensor("tokens")[0, 0] == want.argmax()
+
+
+@pytest.mark.parametrize(
+    "ids, more, message",
+    [
+        ("3,-200,4", (), "1 sound was given|1 audio was given|0 audio placeholders"),
+        ("3,-200,-200,-500", (), "2 image placeholders"),
+        ("3,x", (), "expected integers"),
+        ("", (), "--ids is empty|placeholders"),
+        ("3,-200,-500", ("--prompt", "hi"), "--ids is the whole prompt"),
+        ("3,-200,-500,99999", (), "token ids must be in 0"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused_in_one_line(run, upstream_flags, tmp_path, ids, more, message):
+    status, out, err = run(tmp_path / "x", *upstream_flags, "--ids", ids, *more)
+    assert status == 2 and out == "" and err.count("\n") == 1
+    assert re.search(message, err), err
+
+
+# ---- comparing with a port
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.long])
+def test_a_comparison_gives_the_index_of_the_number_that_differs_most(run, tmp_path, shape, kind):
+    for place in range(torch.Size(shape).numel()):
+        x = torch.arange(torch.Size(shape).numel()).reshape(shape).to(kind)
+        y = x.clone()
+        y.view(-1)[place] += 5
+        y.view(-1)[place - 1] -= 3
+        save_file({"x": x}, tmp_path / "a")
+        save_file({"x": y}, tmp_path / "b")
+        status, table, _ = run("--compare", tmp_path / "a", tmp_path / "b")
+        index = next(list(i) for i in product(*map(range, shape)) if y[i] == x[i] + 5)
+        assert status == 1 and f"  {index}  OFF" in table
+
+
+@pytest.mark.parametrize("left_out", [1, 2])
+def test_a_missing_batch_axis_is_no_difference(run, tmp_path, left_out):
+    x = torch.randn(1, 1, 3, 4) if left_out == 2 else torch.randn(1, 3, 4)
+    y = x.reshape(3, 4).contiguous()
+    save_file({"x": x}, tmp_path / "a")
+    save_file({"x": y}, tmp_path / "b")
+    for pair in (("a", "b"), ("b", "a")):
+        status, table, _ = run("--compare", *(tmp_path / name for name in pair))
+        assert status == 0 and "in B [" in table and table.endswith("1 agree, 0 missing, 0 surplus\n")
+    y[2, 1] += 1
+    save_file({"x": y}, tmp_path / "b")
+    assert "[2, 1]  OFF" in run("--compare", tmp_path / "a", tmp_path / "b")[1]
+    save_file({"x": x.reshape(-1, 3, 2)}, tmp_path / "b")  # another shape, not a missing axis
+    assert run("--compare", tmp_path / "a", tmp_path / "b")[0] == 1
+
+
+def test_common_compares_what_both_files_have(run, tmp_path):
+    save_file({"x": torch.ones(2), "only_a": torch.ones(1)}, tmp_path / "a")
+    save_file({"x": torch.ones(2), "only_b": torch.ones(1)}, tmp_path / "b")
+    save_file({"y": torch.ones(2)}, tmp_path / "other")
+    status, table, _ = run("--compare", tmp_path / "a", tmp_path / "b", "--common")
+    assert status == 0 and "only_a" not in table and "1 agree, 1 missing, 1 surplus, which --common passes over" in table
+    assert run("--compare", tmp_path / "a", tmp_path / "b")[0] == 1
+    save_file({"x": torch.zeros(2)}, tmp_path / "b")
+    assert run("--compare", tmp_path / "a", tmp_path / "b", "--common")[0] == 1
+    status, _, err = run("--compare", tmp_path / "a", tmp_path / "other", "--common")
+    assert status == 2 and "no tensor in common" in err
+    assert run(tmp_path / "out", "--common")[0] == 2
+
+
+PORTING = (GOLDEN / "README.md").read_text(encoding="utf-8").partition("## Port VITA in a day")[2]
+
+
+def test_the_commands_of_the_first_hour_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(GOLDEN.parents[1])
+    commands = [line.split()[2:] for line in PORTING.splitlines() if line.startswith("python tools/dump.py ")]
+    *writing, comparing = commands
+    for out, *request in writing:
+        status, _, err = run(tmp_path / out, *request)
+        assert status == 0, err
+    with safe_open(tmp_path / writing[0][0], framework="pt") as file:
+        port = {name: file.get_tensor(name) for name in list(file.keys())[:5]}
+    port = {name: t[0].contiguous() if t.dim() and t.shape[0] == 1 else t for name, t in port.items()}
+    save_file(port, tmp_path / "port.safetensors")
+    flags = [str(tmp_path / word) if word.endswith(".safetensors") else word for word in comparing]
+    status, table, _ = run(*flags)
+    assert status == 0 and table.splitlines()[-1].startswith("5 agree")
+
+
+def test_the_recipe_names_tensors_and_cases_that_exist(vita):
+    rows = [line for line in PORTING.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[3])}
+    tensors = {*record_answer(vita, deep=True), "tokens", "token_ids"}
+    cases = {file.stem for file in (GOLDEN / "cases").iterdir()}
+    for name in named - {"ours", "image"}:
+        found = fnmatch.filter(tensors | cases, name) or [t for t in tensors if t.endswith(name)]
+        assert found, name

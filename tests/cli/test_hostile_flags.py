@@ -180,6 +180,12 @@ def test_a_dry_run_refuses_what_a_real_run_refuses_with_the_same_words(folder, f
     assert err == expected
 
 
+def test_a_file_name_that_ends_like_a_folder_is_refused(folder):
+    status, out, err = call("--model", folder, "hi", "--speak", "x.wav/")
+    check_user_error(status, out, err)
+    assert "this is a folder" in err and not (folder / "x.wav").exists()
+
+
 def test_standard_input_that_cannot_be_read_is_one_line(monkeypatch):
     class Unreadable(io.RawIOBase):
         def read(self, size=-1):

@@ -159,7 +159,7 @@ def test_an_unknown_kind_of_model_is_refused_with_the_known_ones(tmp_path, kind)
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
     refused(tmp_path, "not a checkpoint folder", "config.json", tmp_path)
-    refused(tmp_path / "nowhere", "config.json", "nowhere")
+    refused(tmp_path / "nowhere", "no such folder", "nowhere")
 
 
 def test_a_damaged_json_file_is_named(tmp_path):

@@ -33,7 +33,7 @@ def test_any_block_gives_the_product_and_starts_at_a_multiple(rows, inputs, outp
         starts.append(start)
         return buffer.view(-1, inputs).copy_(weight[start:stop])
 
-    with patch("vita_ref.scale.blocks.BLOCK", block):
+    with patch.multiple("vita_ref.scale.blocks", BLOCK=block, OUTPUTS=1):
         got = blocks.product(x, outputs, convert, torch.float32, multiple, scale if scaled else None)
     want = x @ weight.T * (scale if scaled else 1)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -43,7 +43,7 @@ def test_any_block_gives_the_product_and_starts_at_a_multiple(rows, inputs, outp
 def test_a_gradient_passes_through_several_blocks():
     torch.manual_seed(0)
     x, weight = torch.randn(3, 5, requires_grad=True), torch.randn(11, 5)
-    with patch("vita_ref.scale.blocks.BLOCK", 10):
+    with patch.multiple("vita_ref.scale.blocks", BLOCK=10, OUTPUTS=1):
         got = torch.autograd.grad(by_blocks(x, weight).square().sum(), x)[0]
     want = torch.autograd.grad((x @ weight.T).square().sum(), x)[0]
     torch.testing.assert_close(got, want)
@@ -59,6 +59,6 @@ def test_quantised_weights_are_expanded_by_blocks_only(largest, method, rows, dt
     module = kind(linear)
     for leaf in ("weight", "bias"):
         assign(module, leaf, getattr(linear, leaf).detach().to(dtype))
-    with patch("vita_ref.scale.blocks.BLOCK", 10_000), largest, torch.inference_mode():
+    with patch.multiple("vita_ref.scale.blocks", BLOCK=10_000, OUTPUTS=1), largest, torch.inference_mode():
         module(x)
     assert largest.count <= 320 * 640 * (1 if method == "int8" else 0.5) + 1  # bytes of the quantised weight itself

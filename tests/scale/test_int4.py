@@ -103,7 +103,7 @@ def test_every_path_multiplies_by_the_rounded_weight(half, dtype, tolerance, row
     linear = nn.Linear(width, outputs).requires_grad_(False)
     x, weight, bias = noise(2, rows, width), noise(outputs, width, seed=1), noise(outputs, seed=2)
     layers = int4.kernel_half()
-    with patch("vita_ref.scale.int4.kernel_half", lambda: half), patch("vita_ref.scale.blocks.BLOCK", block):
+    with patch("vita_ref.scale.int4.kernel_half", lambda: half), patch.multiple("vita_ref.scale.blocks", BLOCK=block, OUTPUTS=1):
         module = Int4Linear(linear)
         assign(module, "weight", weight.to(dtype))
         assign(module, "bias", bias.to(dtype))

@@ -205,5 +205,5 @@ def test_options_that_need_one_process_are_refused_in_several_processes(monkeypa
     args = generate.parser().parse_args(flags)
     generate.check(args)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="leave out --speak and --image -"):
+    with pytest.raises(ValueError, match=f"leave out .*{flags[0]}"):
         generate.check(args)

@@ -67,7 +67,7 @@ def test_every_way_gives_the_same_product(name, rows, inputs, outputs, dtype, bl
     g = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(rows, inputs, generator=g).to(dtype), torch.randn(outputs, inputs, generator=g).to(dtype)
     want = x.double() @ weight.double().T
-    with patch("vita_ref.scale.blocks.BLOCK", block):  # so that `widened` needs several blocks
+    with patch.multiple("vita_ref.scale.blocks", BLOCK=block, OUTPUTS=1):  # so that `widened` needs several blocks
         out = WAYS[name](x, weight)
     assert out.shape == (rows, outputs) and out.dtype == dtype
     assert (out - want).abs().max() <= TOLERANCE[dtype] * (1 + want.abs().max())
@@ -75,7 +75,7 @@ def test_every_way_gives_the_same_product(name, rows, inputs, outputs, dtype, bl
 
 def test_widened_makes_no_copy_of_the_weight_beyond_a_block(largest):
     x, weight, _ = large(rows=3, dtype=torch.bfloat16)
-    with patch("vita_ref.scale.blocks.BLOCK", 5_000), largest:
+    with patch.multiple("vita_ref.scale.blocks", BLOCK=5_000, OUTPUTS=1), largest:
         WAYS["widened"](x, weight)
     assert largest.count <= weight.nbytes  # slices of the weight count as all of it; in float32 it would be twice that
     with largest:

@@ -54,7 +54,9 @@ def requests():
 def test_120_requests_of_12_clients_are_answered_as_if_each_were_alone(vita, server, monkeypatch):
     sizes = []
     run = group.run_group
-    monkeypatch.setattr("vita_ref.serve.engine.run_group", lambda vita, jobs, kept: (sizes.append(len(jobs)), run(vita, jobs, kept))[1])
+    monkeypatch.setattr(
+        "vita_ref.serve.engine.run_group", lambda vita, jobs, kept: (sizes.append(len(jobs)), run(vita, jobs, kept))[1]
+    )
     given = list(requests())
 
     def client(number):
@@ -97,7 +99,9 @@ def test_a_client_that_leaves_ends_its_answer_and_no_other(server, stream):
         assert len(steps) < 400
     finally:
         del server.vita.steps
-    assert stays.chat.completions.create(model="tiny", messages=[user("Still here?")], max_tokens=3).usage.completion_tokens == 3
+    assert (
+        stays.chat.completions.create(model="tiny", messages=[user("Still here?")], max_tokens=3).usage.completion_tokens == 3
+    )
 
 
 def test_a_client_that_leaves_while_it_waits_is_not_answered(server, monkeypatch):

@@ -75,7 +75,9 @@ def still_answers(server):
 # ---- who asks
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", "10.0.0.1", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", "10.0.0.1", ""]
+)
 def test_a_foreign_host_is_refused_on_every_path(server, host):
     for path in ("/", "/health", "/v1/models"):
         refused(send(server, None, path=path, method="GET", headers={"Host": host}), 403, "--allow-host")
@@ -112,13 +114,20 @@ def test_two_hosts_or_none_are_refused(server):
 
 def test_a_form_of_another_page_is_no_request(server):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
-        refused(send(server, {"model": "tiny", "messages": [user("Hi")]}, headers={"Content-Type": kind}), 415, "application/json")
+        refused(
+            send(server, {"model": "tiny", "messages": [user("Hi")]}, headers={"Content-Type": kind}), 415, "application/json"
+        )
 
 
 def test_a_key_is_needed_for_the_protocol_and_not_for_the_page(vita):
     with served(vita, key="secret key") as server:
         body = {"model": "tiny", "messages": [user("Hi")], "max_tokens": 1}
-        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret key"}, {"Authorization": "Bearer secret key é"}):
+        for given in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "secret key"},
+            {"Authorization": "Bearer secret key é"},
+        ):
             given = {name: value.encode("latin-1") for name, value in given.items()}
             error = refused(send(server, body, headers=given), 401, "key")
             assert error["code"] == "invalid_api_key"
@@ -234,7 +243,9 @@ def test_bad_base64_is_refused(server, data):
 
 def png(width, height):
     """A PNG file that claims to have a size, with no pixels in it."""
-    chunk = lambda kind, content: struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    chunk = lambda kind, content: (
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    )
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
 
 
@@ -291,7 +302,9 @@ def test_a_small_file_with_many_samples_is_refused(server, monkeypatch):
 def test_sounds_that_are_damaged_too_short_or_of_other_formats_are_refused(server):
     cut = base64.b64encode(base64.b64decode(wav())[:-500]).decode()
     for data, kind in (("AAAA", "wav"), (cut, "wav"), (wav(), "aac"), (wav(), None), (wav(seconds=0.001), "wav")):
-        refused(ask(server, user({"type": "input_audio", "input_audio": {"data": data, "format": kind}})), 400, "input_audio|sound")
+        refused(
+            ask(server, user({"type": "input_audio", "input_audio": {"data": data, "format": kind}})), 400, "input_audio|sound"
+        )
 
 
 def test_long_text_is_refused_before_it_is_encoded(server, monkeypatch):

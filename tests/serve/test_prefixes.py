@@ -35,7 +35,11 @@ def said(text):
 
 
 def test_keys_and_values_of_rows_of_a_batch_are_those_of_each_alone(vita):
-    questions = [[user("A question")], [user(image_part(), text_part("Another one, which is longer than the first"))], [user("C?")]]
+    questions = [
+        [user("A question")],
+        [user(image_part(), text_part("Another one, which is longer than the first"))],
+        [user("C?")],
+    ]
     batch, alone = Prefixes(), Prefixes()
     jobs = [job(vita, batch, *each, max_tokens=2 + i)[0] for i, each in enumerate(questions)]
     list(run_group(vita, jobs, batch))
@@ -44,14 +48,21 @@ def test_keys_and_values_of_rows_of_a_batch_are_those_of_each_alone(vita):
     assert len(batch) == len(alone) == 3
     for a, b in zip(batch._kept, alone._kept):
         ids = [[x for x in each.elements if isinstance(x, int)] for each in (a, b)]
-        assert ids[0][: len(ids[1])] == ids[1] and a.length - b.length in (0, 1)  # the last id of a row that ended early is read too
+        assert ids[0][: len(ids[1])] == ids[1] and a.length - b.length in (
+            0,
+            1,
+        )  # the last id of a row that ended early is read too
         torch.testing.assert_close(a.keys[:, :, : b.length], b.keys, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(a.values[:, :, : b.length], b.values, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_that_continue_prefixes_of_different_lengths_answer_as_without_them(vita):
     prefixes = Prefixes()
-    histories = [[user("One")], [user("A second, longer beginning of a conversation")], [user(image_part(), text_part("Third"))]]
+    histories = [
+        [user("One")],
+        [user("A second, longer beginning of a conversation")],
+        [user(image_part(), text_part("Third"))],
+    ]
     for history in histories:
         history += [said(answer(vita, prefixes, *history)[0]), user("And then?")]
     fresh = [user("Something new")]
@@ -123,7 +134,7 @@ def test_a_conversation_that_goes_on_replaces_its_beginning(vita):
 
 def test_an_answer_that_the_client_has_changed_is_read_as_it_is_sent(vita):
     prefixes = Prefixes()
-    text, _ = answer(vita, prefixes, user("One"))
+    answer(vita, prefixes, user("One"))
     history = [user("One"), said("Something else"), user("Two")]
     changed, done = answer(vita, prefixes, *history)
     assert done.cached_tokens < done.prompt_tokens - 20

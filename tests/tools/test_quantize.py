@@ -69,3 +69,16 @@ def test_errors_are_one_line_and_status_2(tmp_path, capsys):
         status = quantize.main(arguments)
         error = capsys.readouterr().err
         assert status == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_a_random_quantised_folder_is_written_as_such_and_loads(tmp_path, method):
+    config = VitaConfig(DecoderConfig(600, 64, 80, 2, 4, 2, 16), eos_token_ids=(599,), dtype="bfloat16")
+    make_checkpoint.write(tmp_path, "qwen2-7b", config=config, quantize=method)
+    vita = Vita.from_pretrained(tmp_path)
+    assert vita.config.quantization.method == method
+    with torch.inference_mode():
+        weight = vita.decoder.layers[0].mlp.gate_proj(torch.eye(64)).T  # [80, 64], as numbers
+        logits = vita(torch.arange(1, 9)[None]).logits
+    assert 0.5 / 8 < weight.std() < 2 / 8 and weight.mean().abs() < 0.1 / 8  # 1 / sqrt(inputs), as unquantised ones
+    assert logits.isfinite().all() and logits.std() > 0.1

@@ -1,6 +1,6 @@
 """How fast and how big vita_ref is: our figures beside those of transformers and the limits of the machine.
 
-    python -m tools.bench [--only decode load ...] [--pairs 5] [--threads 2] [--work build/bench] [--json FILE]
+    python -m tools.bench [--only decode load ...] [--pairs 5] [--threads 2] [--work FOLDER] [--json FILE]
     python -m tools.bench --products [--threads 1]     (see products.py)
 
 Fairness: each side is a process of its own (`process.py`), so neither has the other's libraries, threads or memory. All
@@ -11,7 +11,8 @@ its first ``from_pretrained`` are part of the loading time in one row and left o
 folder and the same random prompt and generate the same number of tokens, greedily. Ours reads its tokenizer too;
 transformers uses its ``sdpa`` attention and its own cache, and is not compiled.
 
-The models are random and are written to --work if they are not there (2.5 GB): a Qwen2 of 0.5B, and the vision tower and
+The models are random and take 2.5 GB, in a folder that is removed at the end. With --work they are written there if they
+are not there, and stay for the next run: a Qwen2 of 0.5B, and the vision tower and
 the speech networks of VITA-1.5 beside a decoder of one layer. Of the speech decoder the width of 896, 1024 codes and 40
 tokens a second are upstream's; its MLP and heads are those of the Qwen2 of that width. The vocoder has HiFi-GAN's usual
 sizes.
@@ -27,6 +28,7 @@ import os
 import platform
 import re
 import statistics
+import tempfile
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -395,13 +397,24 @@ def arguments():
     p.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, metavar="NAME", help=f"of {', '.join(ROWS)}")
     p.add_argument("--pairs", type=int, default=5, help="turns that count")
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--work", type=Path, default=ROOT / "build/bench", help="where the random models are")
+    p.add_argument("--work", type=Path, help="keep the random models (2.5 GB) here")
     p.add_argument("--new", type=int, default=SIZES["new"], help="tokens generated in a turn")
     p.add_argument("--json", type=Path, help="also write the figures there")
     a = p.parse_args()
     if a.pairs < 1 or a.new < 2 or a.threads < 1:
         p.error("--pairs and --threads must be at least 1 and --new at least 2")
     return a
+
+
+@contextlib.contextmanager
+def models_folder(given):
+    """The folder of the random models: the given one, or one that is removed at the end."""
+    if given is not None:
+        yield given
+        return
+    (ROOT / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "build") as folder:
+        yield Path(folder)
 
 
 def main():
@@ -414,7 +427,12 @@ def main():
     def start(who):
         return Side(who, a.threads) if installed or who != "theirs" else None
 
-    bench = Bench(*write_models(a.work), start, a.pairs, SIZES | {"new": a.new})
+    with models_folder(a.work) as work:
+        measure(a, Bench(*write_models(work), start, a.pairs, SIZES | {"new": a.new}))
+
+
+def measure(a, bench):
+    """Prints the rows, and writes them to --json."""
     about, rows = machine(a.threads), []
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(line(("what", "ours", "theirs or limit", "ratio", "goal", "met")), line(["---"] * 6), sep="\n", flush=True)

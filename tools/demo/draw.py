@@ -5,6 +5,7 @@ vision tower gets them. Run ``python tools/demo/draw.py sheet.png`` for a contac
 Test: ``pytest tests/tools/test_demo_world.py``
 """
 
+import argparse
 import io
 import math
 import random
@@ -89,4 +90,6 @@ def main(path):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("path", metavar="SHEET.png", help="the image to write")
+    main(arguments.parse_args().path)

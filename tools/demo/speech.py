@@ -15,6 +15,7 @@ A sound file: ``python tools/demo/speech.py "What color is the star?" q.wav``.
 Test: ``pytest tests/tools/test_demo_speech.py``; needs the library espeak-ng (Debian's libespeak-ng1).
 """
 
+import argparse
 import ctypes
 import functools
 import math
@@ -252,4 +253,7 @@ def main(text, path):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("text", metavar="TEXT", help="what is said")
+    arguments.add_argument("path", metavar="OUT.wav", help="the sound file to write")
+    main(**vars(arguments.parse_args()))

@@ -10,10 +10,13 @@ time. The names, in the order of computation (`tools/dump.py` adds the first and
     token_ids                            [B, n] long      the prompt, a negative id for each image or sound
     vision.0.tiles                       [N, 3, Y, X]     pixel values
     vision.0.embeddings                  [N, P, E]        patches and class token with their positions
+    vision.0.layers.00.norm1             [N, P, E]        deep: the norm in front of attention
     vision.0.layers.00.q, .k, .v         [N, H, P, K]     deep: what enters attention
     vision.0.layers.00.attended          [N, P, E]        deep: all heads, before the output projection
     vision.0.layers.00.attention         [N, P, E]        deep: after the output projection
-    vision.0.layers.00.mlp               [N, P, E]        deep
+    vision.0.layers.00.norm2             [N, P, E]        deep: the norm in front of the MLP
+    vision.0.layers.00.hidden            [N, P, F]        deep: inside the MLP, after the activation
+    vision.0.layers.00.mlp               [N, P, E]        deep: the output of the MLP, before it is scaled and added
     vision.0.layers.00                   [N, P, E]        the output of each layer
     vision.0.tower                       [N, I, factor*factor*E]    scaled and shuffled
     vision.0.projector                   [N, I, D]
@@ -21,13 +24,17 @@ time. The names, in the order of computation (`tools/dump.py` adds the first and
     audio.0.normalised                   [J, M]
     audio.0.subsampled                   [P, C]
     audio.0.input                        [P, E]           after the input layer, before scale and positions
+    audio.0.layers.00.norm1              [P, E]           deep: the norm of attention
     audio.0.layers.00.q, .k, .v          [H, P, K]        deep: what enters attention; k contains the positions
     audio.0.layers.00.bias               [1 or H, P]      deep: what is added to the scores of each key
     audio.0.layers.00.attended           [P, E]           deep: all heads, before the output projection
     audio.0.layers.00.attention          [P, E]           deep: after the output projection
-    audio.0.layers.00.mlp                [P, E]           deep
+    audio.0.layers.00.norm2              [P, E]           deep: the norm of the feed-forward layers
+    audio.0.layers.00.hidden             [P, F]           deep: between the feed-forward layers, after the ReLU
+    audio.0.layers.00.mlp                [P, E]           deep: the output of the feed-forward layers
     audio.0.layers.00                    [P, E]           the output of each layer
     audio.0.encoder                      [P, E]           the output of the last layer, after the final norm if any
+    audio.0.adapter.activation           [A, 2*E]         deep: after the convolution, the norm and the activation
     audio.0.adapter                      [A, D]           without learned prompt rows
     spliced.inputs_embeds                [B, S, D]        what enters the decoder
     spliced.attention_mask               [B, S] bool      which columns are not padding
@@ -132,7 +139,7 @@ def vision_hooks(tower, projector, save, deep):
     for i, layer in enumerate(tower.encoder.layers):
         name = f"layers.{i:02}"
         if deep:
-            handles += tower_layer_hooks(numbered, name, layer.attn, layer.attn.proj, layer.mlp)
+            handles += tower_layer_hooks(numbered, name, layer, layer.attn, layer.attn.proj, layer.mlp, layer.mlp.fc2)
         handles.append(save_output(layer, numbered, name))
     return [*handles, save_output(tower, numbered, "tower"), save_output(projector, numbered, "projector")]
 
@@ -162,20 +169,27 @@ def audio_hooks(encoder, save, deep):
     for i, layer in enumerate(transformer.encoders):
         name, attention = f"layers.{i:02}", layer.self_attn
         if deep:
-            handles += tower_layer_hooks(numbered, name, attention, attention.linear_out, layer.feed_forward)
+            mlp = layer.feed_forward
+            handles += tower_layer_hooks(numbered, name, layer, attention, attention.linear_out, mlp, mlp.w_2)
         handles.append(save_output(layer, numbered, name))
-    adapter = save_output(encoder.adpter, partial(numbered, rows=audio_token_count), "adapter")
-    return [*handles, save_output(transformer, numbered, "encoder"), adapter]
+    handles.append(save_output(transformer, numbered, "encoder"))
+    adapted = partial(numbered, rows=audio_token_count)
+    if deep:
+        handles.append(save_output(encoder.adpter.act, adapted, "adapter.activation"))
+    return [*handles, save_output(encoder.adpter, adapted, "adapter")]
 
 
-def tower_layer_hooks(save, name, attention, projection, mlp):
-    """The intermediates of one layer of the vision tower or the audio encoder."""
+def tower_layer_hooks(save, name, layer, attention, projection, mlp, second):
+    """The intermediates of one layer of the vision tower or the audio encoder; ``second`` is the MLP's last matrix."""
     core = getattr(attention, "core", None)
     parts = [f"{name}.{part}" for part in ("q", "k", "v", "bias")]
     return [
+        save_output(layer.norm1, save, f"{name}.norm1"),
         *([save_inputs(core, save, *parts)] if core is not None else []),
         save_inputs(projection, save, f"{name}.attended"),
         save_output(attention, save, f"{name}.attention"),
+        save_output(layer.norm2, save, f"{name}.norm2"),
+        save_inputs(second, save, f"{name}.hidden"),
         save_output(mlp, save, f"{name}.mlp"),
     ]
 

@@ -24,7 +24,7 @@ def check_output(path, flag="--speak"):
         folder = Path(os.path.realpath(path)).parent
         if mode is None and not folder.is_dir():
             raise ValueError(f"{flag} {shown(path)}: its folder does not exist")
-        if mode is not None and stat.S_ISDIR(mode):
+        if os.fspath(path).endswith(os.sep) or mode is not None and stat.S_ISDIR(mode):
             raise ValueError(f"{flag} {shown(path)}: this is a folder, give a file name")
         is_device = mode is not None and not stat.S_ISREG(mode)
         if not os.access(path if mode else folder, os.W_OK) or not (is_device or os.access(folder, os.W_OK)):

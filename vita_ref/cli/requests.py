@@ -1,5 +1,6 @@
 """The request that the flags describe, and those in the lines of a --batch file."""
 
+import difflib
 import io
 import json
 import math
@@ -7,12 +8,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files.hints import check_no_address
 from ..files.messages import shown
 from ..request import Request
 from .terminal import one_line, user_message
 
 SYSTEM_LIMIT, BATCH_LIMIT, IMAGE_LIMIT = 2**20, 2**26, 2**28  # characters, characters and bytes; --help names them
 KINDS = {"prompt": str, "images": list, "audios": list, "video": str, "id": (str, int, float)}
+
+JSON_TYPES = {str: "a text", list: "a list", dict: "an object", bool: "true or false"}
 
 
 class Line(NamedTuple):
@@ -98,13 +102,15 @@ def parse_line(line):
         raise ValueError(f"not valid JSON: {one_line(error, 160)}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"expected an object with {', '.join(KINDS)}, got {type(raw).__name__}")  # noqa: TRY004
-    if unknown := sorted(raw.keys() - KINDS):
-        raise ValueError(f"expected an object with {', '.join(KINDS)}, got {shown(unknown[0])}")
+    if unknown := [name for name in raw if name not in KINDS]:
+        near = difflib.get_close_matches(unknown[0].lower(), KINDS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown key {shown(unknown[0])}: {hint}the keys are {', '.join(KINDS)}")
     for name, kind in KINDS.items():
         value = raw.get(name)
         if value is not None and not isinstance(value, kind):
-            expected = "a text or a number" if name == "id" else f"a {kind.__name__}"
-            raise ValueError(f"{name} must be {expected}, got {type(value).__name__}")
+            expected = {"id": "a text or a number", "images": "a list of paths", "audios": "a list of paths"}.get(name, "a text")
+            raise ValueError(f"{name} must be {expected}, got {JSON_TYPES.get(type(value), 'a number')}")
         if isinstance(value, list) and not all(isinstance(path, str) for path in value):
             raise ValueError(f"{name} must be a list of paths, got {shown(value)}")
     return raw
@@ -135,6 +141,10 @@ def join(folder, path):
     """A path in a line as one that can be opened. Raises: ValueError."""
     if not path or "\0" in path:
         raise ValueError("the name of a file must not be empty or contain a zero byte")
+    try:
+        check_no_address(path)
+    except ValueError as error:
+        raise ValueError(f"cannot read {shown(path)}: {error}") from None
     return str(folder / path)
 
 

@@ -8,7 +8,6 @@ answer, Ctrl-D ends. With a pipe, an error ends the program with status 2.
 Test: ``pytest tests/cli/test_talk.py``
 """
 
-import argparse
 import contextlib
 import glob
 import os
@@ -33,10 +32,16 @@ from .flags import (
     sampling_options,
     world_size,
 )
+from .help import Formatter
 from .requests import SYSTEM_LIMIT, read_text
 from .terminal import exit_status, loading_bar, reading_bar, user_message, watched
 
-EPILOG = """In the conversation: /help lists the commands. Ctrl-C stops the answer, Ctrl-D ends the conversation.
+EPILOG = """examples:
+  %(prog)s --image cat.jpg
+  %(prog)s --model VITA-1.5 --system "Answer in one word."
+  echo "Hello!" | %(prog)s --temperature 0.7 --seed 1
+
+In the conversation: /help lists the commands. Ctrl-C stops the answer, Ctrl-D ends the conversation.
 --image, --audio and --video belong to the first question.
 
 exit status: 0; 2 for errors that you can fix; 130 after Ctrl-C while the model is loaded or with a pipe, 143 after SIGTERM.
@@ -51,7 +56,7 @@ def main(argv=None):
 def parser():
     """The flags of a conversation, with their defaults."""
     p = Parser(prog="python -m vita_ref.chat", description="A conversation about images, sounds and videos.",
-               epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+               epilog=EPILOG, formatter_class=Formatter)  # fmt: skip
     add_common_flags(p)
     p.add_argument("--load", metavar="FILE", type=path, help="go on with a conversation that /save has written")
     p.add_argument("--overflow", choices=["error", "drop_oldest"],

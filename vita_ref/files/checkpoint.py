@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .hints import other_weights, pointer_at
 from .messages import escaped, one_line_errors, shown
 from .names import PREFIXES
 from .values import read_json
@@ -53,7 +54,7 @@ def find_tensors(folder):
     if os.path.isfile(single):  # an index next to it is left from an older save
         return dict.fromkeys(read_shapes(single), single)
     if not os.path.isfile(index):
-        raise ValueError(f"{folder} has no model.safetensors and no {_INDEX}")
+        raise ValueError(f"{folder} has no model.safetensors and no {_INDEX}{other_weights(folder)}")
     files = {name: folder / file for name, file in _read_index(index).items()}
     missing = sorted({file.name for file in files.values() if not os.path.isfile(file)})
     if missing:
@@ -91,7 +92,8 @@ def _read_header(file):
             slices = {name: opened.get_slice(name) for name in names}
             return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a safetensors file, or it is damaged: {error}") from None
+        reason = pointer_at(file) or error
+        raise ValueError(f"{file} is not a safetensors file, or it is damaged: {reason}") from None
 
 
 def module_names(module, table):
@@ -161,6 +163,16 @@ def _equal(one, other):
         return False
     rows = max(1, _BLOCK // max(1, shape[1]))
     return all(one[i : i + rows].equal(other[i : i + rows]) for i in range(0, shape[0], rows))
+
+
+def stored_dtype(folder):
+    """The name of the dtype of a folder's embeddings, "float32" if it has no weights: what "auto" means in a config."""
+    folder = Path(folder)
+    if not any(os.path.isfile(folder / name) for name in ("model.safetensors", _INDEX)):
+        return "float32"
+    files = find_tensors(folder)
+    name = next((name for name in files if name.endswith("embed_tokens.weight")), None)
+    return {"BF16": "bfloat16", "F16": "float16"}.get(name and _read_header(files[name])[name][1], "float32")
 
 
 @one_line_errors

@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config import AudioConfig, DecoderConfig, VisionConfig, VitaConfig
+from .checkpoint import stored_dtype
+from .hints import check_is_folder
 from .internvl import PIXELS, intern_vit, internvl_config
 from .messages import one_line_errors, shown
 from .qwen2 import decoder_config, token_ids
@@ -45,9 +47,10 @@ def read_config(folder, *, vision_dir=None, audio_dir=None):
 
     Raises: ValueError if a file is missing or damaged, or has a setting that this project does not support.
     """
+    check_is_folder(folder)
     folder = Path(folder)
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = with_dtype_names(read_json(path), folder)
     kind = raw.get("model_type")
     if kind not in KINDS:
         raise ValueError(f"{path}: model_type is {shown(kind)}, expected one of {', '.join(KINDS)}")
@@ -63,6 +66,15 @@ def read_config(folder, *, vision_dir=None, audio_dir=None):
     if kind in ("internvl", "internvl_chat"):
         return internvl_config(raw, path)
     return _vita_config(raw, path, vision_dir, audio_dir)
+
+
+def with_dtype_names(raw, folder):
+    """A config whose dtype is a plain name: old files write "torch.bfloat16", and "auto" is that of the weights."""
+    changed = {key: with_dtype_names(value, folder) for key, value in raw.items() if isinstance(value, dict)}
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(value := raw.get(key), str):
+            changed[key] = stored_dtype(folder) if value == "auto" else value.removeprefix("torch.")
+    return raw | changed
 
 
 def config_json(config):

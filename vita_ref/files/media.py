@@ -15,6 +15,7 @@ import threading
 
 import numpy as np
 
+from .hints import check_no_address, check_no_pointer, pointer_reason
 from .messages import escaped
 
 MAX_STREAM_BYTES = 256 * 1024**2  # of standard input, and of a file object that is read whole
@@ -59,11 +60,14 @@ def check_regular(path, limit=None):
 
     Raises: OSError if the path is missing; ValueError.
     """
+    check_no_address(path)
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a device or a pipe; expected a regular file")
     if limit is not None and status.st_size > limit:
         raise ValueError(f"it has {status.st_size:,} bytes; at most {limit:,} are read")
+    if stat.S_ISREG(status.st_mode):
+        check_no_pointer(path)
 
 
 def read_bounded(file, limit=MAX_STREAM_BYTES, name=None):
@@ -80,6 +84,8 @@ def read_bounded(file, limit=MAX_STREAM_BYTES, name=None):
             size += len(chunk)
             if size > limit:
                 raise ValueError(f"it has more than {limit:,} bytes")
+        if reason := pointer_reason(b"".join(chunks[:1])):
+            raise ValueError(reason)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"cannot read {name}: {reason_of(error)}" if name else reason_of(error)) from None
     return b"".join(chunks)

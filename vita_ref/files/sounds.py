@@ -37,8 +37,8 @@ SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4,
 HEADER_BYTES = 64  # a size of a W64 file includes its header
 
 
-def read_sound(source, most_seconds=MAX_SOUND_SECONDS):
-    """The samples [C, W] float32 of a sound file of at most ``most_seconds``, and its sample rate.
+def read_sound(source, most_seconds=None):
+    """The samples [C, W] float32 of a sound file of at most ``most_seconds`` (see `check_length`), and its sample rate.
 
     Raises: ValueError with the name of the file if it is missing, damaged, too long, shorter than its header says, or
     has samples that are not finite.
@@ -131,6 +131,11 @@ def _check_complete(sound, count, head):
             raise ValueError(f"it is cut off: its header says {int(claimed):,} bytes of samples, it has {have:,}")
 
 
+def too_short(source, seconds, least):
+    """The message for a sound that is too short for the audio encoder. ``least`` in milliseconds."""
+    return f"cannot use {name_of(source, 'sound')}: it has {1000 * seconds:.3g} ms; a sound needs at least {least:g} ms"
+
+
 def check_rate(rate):
     """Refuses a sample rate outside the limits, NaN, and what is no number."""
     try:
@@ -141,11 +146,12 @@ def check_rate(rate):
         raise ValueError(f"the sample rate must be {MIN_RATE:,} to {MAX_RATE:,} Hz, got {shown(rate)}")
 
 
-def check_length(count, rate, channels, most_seconds=MAX_SOUND_SECONDS):
-    """Refuses a sample rate outside the limits, and a sound that is too long."""
+def check_length(count, rate, channels, most_seconds=None):
+    """Refuses a sample rate outside the limits, and a sound longer than ``most_seconds``, or the limit for all sounds."""
     check_rate(rate)
-    if count > most_seconds * rate:
-        raise ValueError(f"it has {count / rate:,.0f} s; at most {most_seconds:,.0f} s are read: cut it")
+    most = MAX_SOUND_SECONDS if most_seconds is None else most_seconds
+    if count > most * rate:
+        raise ValueError(f"it has {count / rate:,.0f} s; at most {most:,} s are read: cut it")
     if count * channels > MAX_SOUND_SAMPLES:
         raise ValueError(f"it has {count:,} samples in {channels} channels; at most {MAX_SOUND_SAMPLES:,} are read")
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from ..config import CodecConfig, DecoderConfig, SpeechConfig
 from .checkpoint import check_finite_values, shortened
+from .hints import check_no_pointer
 from .messages import one_line_errors, shown
 from .values import LIMITS, build, read_json, require, sizes
 
@@ -90,12 +91,17 @@ def read_tensors(folder):
     file, pickle = Path(folder) / "final.safetensors", Path(folder) / "final.pt"
     if os.path.isfile(file):
         try:
+            check_no_pointer(file)
             return load_file(file)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{file} is not a safetensors file: {error}") from None
     if not os.path.isfile(pickle):
         raise ValueError(f"{folder} has no final.safetensors and no final.pt")
     _check_pickle(pickle)
+    try:
+        check_no_pointer(pickle)
+    except ValueError as error:
+        raise ValueError(f"{pickle} is refused: {error}") from None
     try:
         content = torch.load(pickle, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001, a damaged pickle can raise anything

@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import get_args
 
+from .hints import pointer_reason
 from .messages import shown
 
 LIMITS = {  # bytes of a file
@@ -35,6 +36,8 @@ def read_bytes(path, limit):
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     if len(content) > LIMITS[limit]:
         raise ValueError(f"{path} is larger than {LIMITS[limit]:,} bytes, which no such file is")
+    if reason := pointer_reason(content):
+        raise ValueError(f"cannot read {path}: {reason}")
     return content
 
 

@@ -9,19 +9,23 @@ import torch
 from torch.nn import functional as F
 
 BLOCK = 2**19  # elements of a weight that are converted at a time: 2 MB in float32, which stay in a cache
+MANY = 256  # with more rows than these, blocks are twice as large, because each rearranges all rows
+OUTPUTS = 32  # a block has a multiple of so many: with any number MKL's product takes up to 1.5 times as long
 BLOCK_ELSEWHERE = 2**24  # on other devices, where starting a kernel is what costs time
 
 
-def product(rows, outputs, convert, dtype, multiple=1, scale=None):
+def product(rows, outputs, convert, dtype, multiple=None, scale=None):
     """rows @ weight.T, computed in ``dtype`` and rounded once to the dtype of the rows.
 
     ``convert(start, stop, buffer)`` gives the weight of these outputs in ``dtype``, [stop - start, inputs]; ``buffer``
-    has that many elements. ``multiple`` divides each start. ``scale`` [outputs] multiplies the result.
+    has that many elements. ``multiple`` (None: `OUTPUTS`) divides each start. ``scale`` [outputs] multiplies the result.
 
     Shapes: rows [rows, inputs] -> [rows, outputs].
     """
     inputs = rows.shape[1]
-    size = BLOCK if rows.device.type == "cpu" else BLOCK_ELSEWHERE
+    size, multiple = BLOCK * (2 if len(rows) > MANY else 1), multiple or OUTPUTS
+    if rows.device.type != "cpu":
+        size = BLOCK_ELSEWHERE
     step = min(max(1, size // inputs // multiple) * multiple, outputs)
     wide, out = rows.to(dtype), rows.new_empty(len(rows), outputs)
     learns = torch.is_grad_enabled() and rows.requires_grad  # then each block is kept for the backward pass

@@ -26,7 +26,7 @@ def widened(conv, x):
     for start in range(0, len(weight), step):
         channels = slice(start, start + step)
         bias = None if conv.bias is None else conv.bias[channels].float()  # [block]
-        part = conv._conv_forward(wide, weight[channels].float(), bias)  # [N, block, ...]
+        part = conv._conv_forward(wide, weight[channels].float(), bias)
         if out is None:
             out = x.new_empty(len(part), len(weight), *part.shape[2:])
         out[:, channels] = part

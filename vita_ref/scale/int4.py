@@ -166,20 +166,20 @@ def int4_linear(x, weight, scale, outputs, bias=None):
     width = weight.shape[1] if packed else 2 * weight.shape[1]
     rows = x.reshape(-1, x.shape[-1])  # [rows, inputs]
     if width > rows.shape[1]:
-        rows = F.pad(rows, (0, width - rows.shape[1]))  # [rows, inputs]
+        rows = F.pad(rows, (0, width - rows.shape[1]))  # [rows, width]
     learns = torch.is_grad_enabled() and x.requires_grad  # the kernel gives no gradient
     if packed and x.dtype == torch.bfloat16 and 0 < len(rows) <= MOST_ROWS and not learns:
         flat = weight.view(scale.shape[1], width // 2)  # the shape that the kernel expects, in its own order
         out = torch._weight_int4pack_mm_for_cpu(rows, flat, width // len(scale), scale)[:, :outputs]  # [rows, outputs]
     else:
-        size = 2 * weight.shape[2] if packed else 1
+        size = 2 * weight.shape[2] if packed else 1  # rows of the weight in one of its blocks
         dtype = block_dtype(x)
 
         def convert(start, stop, block):
             part = weight[start // size : stop // size]
             return (_columns if packed else _rows)(part, scale[:, start:stop], block)  # [block, inputs]
 
-        out = blocks.product(rows, scale.shape[1], convert, dtype, multiple=size)[:, :outputs]  # [rows, outputs]
+        out = blocks.product(rows, scale.shape[1], convert, dtype, multiple=size if packed else None)[:, :outputs]  # [rows, outputs]
     if bias is not None:
         out = out + bias  # [rows, outputs]
     return out.reshape(*x.shape[:-1], outputs)

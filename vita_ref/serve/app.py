@@ -8,8 +8,8 @@ Test: ``pytest tests/serve/test_protocol.py``
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -20,7 +20,7 @@ from ..files.messages import shown
 from .engine import Engine
 from .errors import ProtocolError, as_protocol_error, error_object
 from .guard import Guard
-from .jobs import AnswerJob, Done, Part, SpeechJob
+from .jobs import AnswerJob, Done, Part, PiecesJob
 from .limits import (
     BODY_SECONDS,
     MAX_ALL_BODY_BYTES,
@@ -28,10 +28,11 @@ from .limits import (
     MAX_SECONDS,
     READERS,
 )
+from .looks import POLICY, Looks, look_page, read_look
 from .page import page
 from .questions import read_json, read_question
 from .replies import Reply, sse
-from .sounds import encoded, read_speech
+from .sounds import encoded, read_speech, spoken
 
 MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES  # that a client may send of a body that is too large, before the connection is closed
 ALIVE_SECONDS = 15  # after which a stream without news sends a comment, so that nothing between closes it
@@ -46,7 +47,8 @@ class Server:
     def __init__(self, vita, name, *, hosts, addresses=False, key=None, seconds=MAX_SECONDS):
         self.vita, self.name, self.seconds, self.started = vita, name, seconds, int(time.time())
         self.engine, self.received = Engine(vita), 0
-        self.readers = anyio.CapacityLimiter(READERS)
+        self.readers = ThreadPoolExecutor(READERS, "vita_ref reader")
+        self.looks = Looks()
         self.page, self.page_headers = page(vita, name)
         routes = [
             Route("/", self.get_page),
@@ -54,6 +56,8 @@ class Server:
             Route("/v1/models", self.get_models),
             Route("/v1/models/{model:path}", self.get_model),
             Route("/v1/chat/completions", self.post_chat, methods=["POST"]),
+            Route("/v1/look", self.post_look, methods=["POST"]),
+            Route("/look/{name}", self.get_look),
             Route("/v1/audio/speech", self.post_speech, methods=["POST"]),
         ]
         handlers = {HTTPException: self.http_error, ValueError: self.protocol_error, Exception: self.protocol_error}
@@ -62,7 +66,8 @@ class Server:
     @contextlib.asynccontextmanager
     async def lifespan(self, app):
         yield
-        await anyio.to_thread.run_sync(self.engine.close)
+        await asyncio.to_thread(self.engine.close)
+        self.readers.shutdown(wait=False)
 
     # ---- routes
 
@@ -102,11 +107,27 @@ class Server:
             self.check_model(body.get("model"))
             speech = read_speech(body)
         events = Events()
-        job = SpeechJob(lambda: self.vita.speak_stream(speech.text, speed=speech.speed), events.send, self.seconds)
+        job = PiecesJob(lambda job: spoken(self.vita, speech), events.send, self.seconds)
         self.engine.submit(job)
         pieces = await self.unless_left(request, job, events.all())
         content, kind = await self.in_thread(encoded, pieces[:-1], self.vita.speech.sample_rate, speech.format)
         return Response(content, media_type=kind)
+
+    async def post_look(self, request):
+        """Makes the page about an answer, the last message. Its address is for whoever knows it."""
+        async with self.body(request) as body:
+            self.check_model(body.get("model"))
+            question, *rest = await self.in_thread(read_look, body, self.vita)
+        events = Events()
+        job = PiecesJob(lambda job: look_page(question, *rest, self.engine, job), events.send, self.seconds)
+        job.nbytes = question.nbytes
+        self.engine.submit(job)
+        html, _ = await self.unless_left(request, job, events.all())
+        return JSONResponse({"url": f"/look/{self.looks.add(html)}"})
+
+    async def get_look(self, request):
+        headers = {"content-security-policy": POLICY, "cache-control": "no-store"}
+        return HTMLResponse(self.looks.get(request.path_params["name"]), headers=headers)
 
     # ---- the way in
 
@@ -118,30 +139,34 @@ class Server:
             raise ProtocolError("the body must be JSON: Content-Type: application/json", 415)
         kept = []
         try:
-            with anyio.fail_after(BODY_SECONDS):
-                size = 0
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > MAX_DISCARDED_BYTES:
-                        break
-                    if size <= MAX_BODY_BYTES and self.received + len(chunk) <= MAX_ALL_BODY_BYTES:
-                        kept.append(chunk)
-                        self.received += len(chunk)
+            size = await asyncio.wait_for(self.receive(request, kept), BODY_SECONDS)
             if size > MAX_BODY_BYTES:
                 most = f"{MAX_BODY_BYTES:,} bytes: send fewer or smaller pictures and sounds"
                 raise ProtocolError(f"the body has more than {most}", 413)
             if size > sum(map(len, kept)):
                 raise ProtocolError("other requests are being received: try again later", 429, code="rate_limit_exceeded")
             yield await self.in_thread(read_json, b"".join(kept))
-        except TimeoutError:
+        except asyncio.TimeoutError:  # noqa: UP041 - in Python 3.10 another class
             raise ProtocolError(f"the body did not arrive in {BODY_SECONDS} s", 408) from None
         except ClientDisconnect:
             raise ProtocolError("the client has left", 499) from None
         finally:
             self.received -= sum(map(len, kept))
 
+    async def receive(self, request, kept):
+        """Adds the bytes of a body to ``kept`` as far as they are within the limits. Returns how many there are."""
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > MAX_DISCARDED_BYTES:
+                break
+            if size <= MAX_BODY_BYTES and self.received + len(chunk) <= MAX_ALL_BODY_BYTES:
+                kept.append(chunk)
+                self.received += len(chunk)
+        return size
+
     async def in_thread(self, function, *arguments):
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=self.readers)
+        return await asyncio.get_running_loop().run_in_executor(self.readers, function, *arguments)
 
     def check_model(self, name):
         """Refuses another model than the one that there is."""
@@ -220,7 +245,7 @@ class Events:
         while True:
             try:
                 event = await asyncio.wait_for(self._queue.get(), seconds)
-            except TimeoutError:
+            except asyncio.TimeoutError:  # noqa: UP041 - in Python 3.10 another class
                 yield None
                 continue
             yield event
@@ -241,4 +266,3 @@ async def left(request):
     """Returns when the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-

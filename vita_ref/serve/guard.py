@@ -60,7 +60,7 @@ class Guard:
     Args:
         hosts: the names in ``Host`` that are accepted.
         addresses: whether IP addresses are accepted too, for a server that other machines reach.
-        key: what the header ``Authorization: Bearer KEY`` must have for ``/v1/`` and ``/look``; None: nothing.
+        key: what the header ``Authorization: Bearer KEY`` must have for ``/v1/``; None: nothing.
     """
 
     def __init__(self, app, hosts, addresses=False, key=None):
@@ -97,7 +97,7 @@ class Guard:
             return ProtocolError(f"{known}: use its address, or start it with --allow-host", 403, code="foreign_host")
         if any(origin.lower() not in (f"http://{hosts[0].lower()}", f"https://{hosts[0].lower()}") for origin in origins):
             return ProtocolError("requests of other sites are refused", 403, code="foreign_origin")
-        if self.key is not None and scope["path"].startswith(("/v1", "/look")) and scope["method"] != "OPTIONS":
+        if self.key is not None and scope["path"].startswith("/v1") and scope["method"] != "OPTIONS":
             return self.key_error(headers.get("authorization", []))
         return None
 

@@ -86,9 +86,11 @@ class Prefixes:
 
     def keep(self, cache, row, elements, messages, media):
         """Keeps the keys and values of a row that was answered. One that it continues is replaced."""
-        columns = cache.mask[row].nonzero()[:, 0]  # [T]
+        columns = cache.mask[row].nonzero()[:, 0]  # all but padding
         count, n = common_prefix(elements, [*elements, None], len(columns))
-        keys, values = (x[:, row, :, : cache.length].index_select(2, columns[:n]) for x in (cache.keys, cache.values))  # [L, G, n, K]
+        keys, values = (
+            x[:, row, :, : cache.length].index_select(2, columns[:n]) for x in (cache.keys, cache.values)
+        )  # [L, G, n, K]
         elements = elements[:count]
         shorter = [each for each in self._kept if elements[: len(each.elements)] == each.elements]
         self._kept = [each for each in self._kept if each not in shorter]

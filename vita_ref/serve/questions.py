@@ -55,6 +55,7 @@ class Question:
     usage: bool = False  # whether a stream ends with the numbers of tokens
     progress: bool = False  # whether a stream reports what has been read
     logprobs: bool = False
+    sources: dict | None = None  # of each medium, a file object or (waveform, rate); if they are asked for
 
     @property
     def nbytes(self):
@@ -96,8 +97,9 @@ def read_json(content):
     return {name: value for name, value in body.items() if value is not None}
 
 
-def read_question(body, vita, media=None):
-    """A body as a `Question`. ``media`` has media that are known already; their values are not encoded again.
+def read_question(body, vita, media=None, *, sources=None):
+    """A body as a `Question`. ``media`` has media that are known already; their values are not encoded again. ``sources``
+    is an empty dict if the question must have them.
 
     Raises: ProtocolError, or ValueError for what the checkpoint refuses.
     """
@@ -107,11 +109,11 @@ def read_question(body, vita, media=None):
     if options and not stream:
         raise ProtocolError("stream_options needs stream: true", param="stream_options")
     known = dict(media or {})
-    messages = read_messages(body.get("messages"), vita, known, typed(body, "max_tiles", int, None))
+    messages = read_messages(body.get("messages"), vita, known, typed(body, "max_tiles", int, None), sources)
     used = {part for message in messages for part in message.parts if isinstance(part, Medium)}
     return Question(
         messages, {key: each for key, each in known.items() if each in used}, read_sampling(body), stream,
-        bool(options.get("include_usage")), bool(options.get("include_progress")), typed(body, "logprobs", bool, False),
+        bool(options.get("include_usage")), bool(options.get("include_progress")), typed(body, "logprobs", bool, False), sources,
     )  # fmt: skip
 
 
@@ -190,8 +192,8 @@ def room_for(sampling, positions, limit):
 # ---- messages
 
 
-def read_messages(given, vita, known, max_tiles=None):
-    """The ``messages`` of a body, as those of a conversation. ``known`` gets new media."""
+def read_messages(given, vita, known, max_tiles=None, sources=None):
+    """The ``messages`` of a body, as those of a conversation. ``known`` gets new media, and ``sources`` what they are of."""
     if not isinstance(given, list) or not given or len(given) > MAX_MESSAGES:
         raise ProtocolError(f"messages must be a list of 1 to {MAX_MESSAGES} messages, got {shown(given)}", param="messages")
     left, messages, positions = Left(), [], 0
@@ -204,6 +206,8 @@ def read_messages(given, vita, known, max_tiles=None):
             raise
         except ValueError as error:
             raise ProtocolError(f"messages[{i}]: {error}", param=f"messages[{i}]") from None
+        if sources is not None:
+            add_sources(sources, message, fields["content"])
         positions += sum(part.positions for part in message.parts if isinstance(part, Medium))
         if positions > (most := vita.config.decoder.max_position_embeddings):
             reason = f"the pictures and sounds take more than the {most} positions of this model: send fewer or smaller ones"
@@ -215,11 +219,21 @@ def read_messages(given, vita, known, max_tiles=None):
     return messages
 
 
+def add_sources(sources, message, content):
+    """Adds what the media of a message are of. Pictures may have moved in front of sounds, but each kind keeps its order."""
+    parts = content if isinstance(content, list) else []
+    for name, is_audio in (("image", False), ("audio", True)):
+        media = [part for part in message.parts if isinstance(part, Medium) and (part.kind == "audio") is is_audio]
+        sources.update(zip(media, (part[name] for part in parts if name in part)))
+
+
 def read_fields(given, param, left):
     """A message of a body as a dict with role and content, whose parts have file objects and waveforms."""
     role = given.get("role") if isinstance(given, dict) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise ProtocolError(f"{param}.role must be system, developer, user or assistant, got {shown(role)}", param=f"{param}.role")
+        raise ProtocolError(
+            f"{param}.role must be system, developer, user or assistant, got {shown(role)}", param=f"{param}.role"
+        )
     for name in ("tool_calls", "function_call"):
         if given.get(name):
             raise ProtocolError(f"{param}.{name} is not supported: this model calls no functions", param=f"{param}.{name}")
@@ -230,7 +244,9 @@ def read_fields(given, param, left):
         left.take("characters", len(content), MAX_TEXT, param)
         return {"role": ROLES[role], "content": content}
     if not isinstance(content, list) or not content:
-        raise ProtocolError(f"{param}.content must be a text or a list of parts, got {shown(content)}", param=f"{param}.content")
+        raise ProtocolError(
+            f"{param}.content must be a text or a list of parts, got {shown(content)}", param=f"{param}.content"
+        )
     parts = [read_part(part, f"{param}.content[{i}]", left) for i, part in enumerate(content)]
     details = {part.pop("detail") for part in parts if "detail" in part}
     if len(details) > 1 and "low" in details:

@@ -80,7 +80,9 @@ def usage(done):
         "completion_tokens": done.new_tokens,
         "total_tokens": done.prompt_tokens + done.new_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": done.cached_tokens, "audio_tokens": done.audio_tokens, "image_tokens": done.image_tokens,
+            "cached_tokens": done.cached_tokens,
+            "audio_tokens": done.audio_tokens,
+            "image_tokens": done.image_tokens,
         },
     }
 

@@ -2,7 +2,7 @@
 
 W samples.
 
-Test: ``pytest tests/serve/test_speech.py``
+Test: ``pytest tests/serve/test_speech_endpoint.py``
 """
 
 import io
@@ -56,9 +56,15 @@ def read_speech(body):
     return Speech(text, float(speed), kind)
 
 
+@torch.inference_mode()
+def spoken(vita, speech):
+    """Yields the samples [W] of a `Speech`, in pieces."""
+    yield from vita.speak_stream(speech.text, speed=speech.speed)
+
+
 def encoded(pieces, rate, kind):
     """Pieces of samples [W] as the bytes of a file, and the type of its content."""
-    samples = torch.cat([torch.zeros(0), *(piece.detach().float().cpu() for piece in pieces)]).numpy()  # [W]
+    samples = torch.cat([torch.zeros(0), *(piece.detach().float().cpu() for piece in pieces)]).numpy()
     content, form, subtype = FORMATS[kind]
     if form is None:
         return np.rint(samples.clip(-1, 1) * 32767).astype("<i2").tobytes(), content
@@ -70,5 +76,7 @@ def encoded(pieces, rate, kind):
     try:
         soundfile.write(file, samples, rate, format=form, subtype=subtype)
     except (ValueError, soundfile.SoundFileError):
-        raise ProtocolError(f"this server's libsndfile cannot write {kind}: use wav or pcm", 501, param="response_format") from None
+        raise ProtocolError(
+            f"this server's libsndfile cannot write {kind}: use wav or pcm", 501, param="response_format"
+        ) from None
     return file.getvalue(), content
