@@ -3,7 +3,8 @@
     python -m tools.bench.chat [--threads 1] [--dtype bfloat16] [--history 1000] [--turns 3] [--only random]
 
 A random Qwen2 of 0.5B answers behind a history of so many tokens; the demo weights answer about a picture. It prints the
-median of the turns, the positions that were read, and the seconds until the first piece.
+median of the turns: positions read, and seconds until the first piece, of the clock and of the processor (of all threads;
+on a machine that others use, only those can be compared).
 """
 
 import argparse
@@ -50,31 +51,31 @@ def random_model(dtype):
 
 
 def first_piece(stream):
-    """Seconds until the first token of a stream, and its result."""
-    start = time.perf_counter()
+    """Seconds until the first token of a stream, of the clock and of the processor, and its result."""
+    start, busy = time.perf_counter(), time.process_time()
     next(stream)
-    return time.perf_counter() - start, stream.finish()
+    return time.perf_counter() - start, time.process_time() - busy, stream.finish()
 
 
 def measure(vita, first, second, turns):
-    """For turn 1, turn 2 and turn 2 without a cache: seconds until the first piece, positions read."""
+    """For turn 1, turn 2 and turn 2 without a cache: seconds until the first piece (see `first_piece`), positions read."""
     options, rows = {"max_new_tokens": 2, "eos_token_id": ()}, []
-    for _ in range(turns + 1):
+    vita.chat(**options).ask(**second)  # warms up
+    for _ in range(turns):
         chat, cold = vita.chat(**options), vita.chat(**options)
         one = first_piece(chat.stream(**first))
         two = first_piece(chat.stream(**second))
         again = first_piece(cold.reply(chat.messages[:-1]))
-        rows.append([(s, result.prompt["total"] - result.prompt["cached"]) for s, result in (one, two, again)])
-    rows = rows[1:]  # the first one warms up
-    return [(statistics.median(row[i][0] for row in rows), rows[0][i][1]) for i in range(3)]
+        rows.append([(*t, result.prompt["total"] - result.prompt["cached"]) for *t, result in (one, two, again)])
+    return [[statistics.median(row[i][k] for row in rows) for k in range(3)] for i in range(3)]
 
 
 def report(what, vita, first, second, turns):
     """Prints the three rows and the ratio of turn 2 to turn 1."""
     results = measure(vita, first, second, turns)
-    for name, (seconds, positions) in zip(("turn 1", "turn 2", "turn 2, all read again"), results):
-        print(f"{what}, {name}: {positions} positions, {seconds:.3f} s")
-    (one, _), (two, _), (again, _) = results
+    for name, (seconds, busy, positions) in zip(("turn 1", "turn 2", "turn 2, all read again"), results):
+        print(f"{what}, {name}: {positions} positions, {seconds:.3f} s, processor {busy:.3f} s")
+    one, two, again = (busy for _, busy, _ in results)
     print(f"{what}: turn 1 / turn 2 {one / two:.1f}, all read again / turn 2 {again / two:.1f}", flush=True)
 
 
