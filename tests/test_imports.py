@@ -52,7 +52,7 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
         *("request", "sampling", "scale", "speech", "splice", "video"),
     },
     "dialogue": {"checks", "files", "prompt", "request"},
-    "serve": {"answer", "chat", "cli", "dialogue", "files", "inputs", "loading", "model", "sampling"},
+    "serve": {"analysis", "answer", "chat", "cli", "dialogue", "files", "inputs", "loading", "model", "request", "sampling"},
     "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale", "voice"},
 }
 USES = {  # the sub-packages that a reading file imports at its top

@@ -8,7 +8,8 @@ vita_ref/analysis/trace.py lists the names and shapes. The flags of vita_ref.gen
 that choose or print an answer are refused: the tokens here are the likeliest ones, up to the end of the answer, and
 at most 8 unless --max-new-tokens is given. Unlike there, --kernels is plain by default: torch's own products. --ids gives
 the prompt as token ids, for a folder without a tokenizer: the checkpoint's negative ids (-200 and -500 in VITA-1.5) stand for
-the images and sounds, and no chat template is added. A video takes one such id for each of its frames.
+the images and sounds, and no chat template is added. A video takes one such id for each of its frames, an image of several
+tiles one (--max-tiles 1 makes it one tile).
 
 A comparison exits with status 1 if the files differ. A tensor is off if any of its numbers differs by more than
 the tolerance, times the largest number of the tensor in A if that is above 1. Ids and masks must be equal. The rows

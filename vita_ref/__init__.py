@@ -13,4 +13,5 @@ from .config import VitaConfig
 from .model import Vita
 from .splice import splice
 
-__all__ = ["KVCache", "Vita", "VitaConfig", "splice"]
+__all__ = ["KVCache", "Vita", "VitaConfig", "__version__", "splice"]
+__version__ = "0.1.0"

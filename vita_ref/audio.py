@@ -17,7 +17,7 @@ Test: ``pytest tests/test_audio.py``
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -26,10 +26,11 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 BLOCK = 256  # encoder positions that a convolution makes at once, and queries that attention takes at once
 MIN_FRAMES = 7  # the frames that the two convolutions need for one position
 ADAPTER_EPS = 1e-3
+Count = TypeVar("Count", int, torch.Tensor)
 MASKED = -3e4  # added to a masked score: far below any other score, and within the range of float16
 
 
-def audio_token_count(frames):
+def audio_token_count(frames: Count) -> Count:
     """The number of prompt positions A of a sound with J frames, an int or a tensor.
 
     Upstream slices a mask of the frames by ``[2::2][2::2][0::2]``. This is the length of the result.

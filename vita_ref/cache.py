@@ -21,7 +21,10 @@ class KVCache:
     With ``max_length=None`` the capacity grows in steps. Otherwise it is ``max_length``, and writing more is an error.
     """
 
-    def __init__(self, num_layers, batch_size, num_kv_heads, max_length, head_dim, dtype=None, device=None):
+    def __init__(
+        self, num_layers: int, batch_size: int, num_kv_heads: int, max_length: int | None, head_dim: int,
+        dtype: torch.dtype | None = None, device: torch.device | str | None = None,
+    ):  # fmt: skip
         self.limit, self.length = max_length, 0
         self.padded = False  # whether any filled column is padding
         shape = (num_layers, batch_size, num_kv_heads, max_length or 0, head_dim)
@@ -30,7 +33,7 @@ class KVCache:
         self.real = torch.zeros(batch_size, shape[3], dtype=torch.bool, device=device)  # [B, capacity]
         self.positions = torch.zeros(batch_size, shape[3], dtype=torch.long, device=device)  # [B, capacity]
 
-    def write(self, layer, keys, values):
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes [B, G, S, K] behind the filled part and returns views of all columns, [B, G, T, K].
 
         Raises: ValueError if the shapes differ from the cache's, or there are more columns than the limit.
@@ -45,7 +48,7 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def advance(self, n, real=None, positions=None):
+    def advance(self, n: int, real: torch.Tensor | None = None, positions: torch.Tensor | None = None) -> None:
         """Adds ``n`` to the length, after every layer has written ``n`` columns.
 
         Shapes (S = n): real [B, S] bool, None if no column is padding; positions [B, S] long, None continues the count.
@@ -59,7 +62,7 @@ class KVCache:
         self.padded = self.padded or real is not None
         self.length = end
 
-    def truncate(self, length):
+    def truncate(self, length: int) -> None:
         """Removes all columns but the first ``length``."""
         if not 0 <= length <= self.length:
             raise ValueError(f"a cache of length {self.length} cannot be truncated to {length}")
@@ -67,12 +70,12 @@ class KVCache:
         self.padded = self.padded and length > 0
 
     @property
-    def mask(self):
+    def mask(self) -> torch.Tensor:
         """Which filled columns are not padding, [B, T] bool."""
         return self.real[:, : self.length]
 
     @property
-    def next_positions(self):
+    def next_positions(self) -> torch.Tensor:
         """The position id of each row's next token, [B] long."""
         if self.length == 0:
             return self.positions.new_zeros(len(self.positions))  # [B]
@@ -82,11 +85,11 @@ class KVCache:
         return torch.where(last > 0, used + 1, 0)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes allocated for keys and values, filled or not."""
         return self.keys.nbytes + self.values.nbytes
 
-    def __getitem__(self, layer):
+    def __getitem__(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, the filled part: each [B, G, T, K]."""
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 

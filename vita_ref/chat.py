@@ -14,7 +14,12 @@ N tiles, X, Y width and height, J frames, M mel bins, I, A positions of a medium
 Test: ``pytest tests/test_chat.py``
 """
 
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
+from torch import nn
 
 from .answer import Control, run_answers
 from .checks.rows import DEFAULT_NEW_TOKENS
@@ -64,12 +69,18 @@ class Conversation:
 
     # ---- what a user does
 
-    def ask(self, text=None, images=(), audios=(), video=None, *, details=False, **options):
+    def ask(
+        self, text: str | None = None, images: Any = (), audios: Any = (), video: Any = None, *,
+        details: bool = False, **options: Any,
+    ) -> Any:  # fmt: skip
         """The answer to the next question, as `Vita.respond` gives it. ``role`` may be another one, such as "tool"."""
         result = self.stream(text, images, audios, video, **options).finish()
         return result if details else result.text
 
-    def stream(self, text=None, images=(), audios=(), video=None, *, role="user", progress=None, **options):
+    def stream(
+        self, text: str | None = None, images: Any = (), audios: Any = (), video: Any = None, *, role: str = "user",
+        progress: Callable | None = None, **options: Any,
+    ) -> Stream:  # fmt: skip
         """The answer to the next question as a `Stream`. If it is stopped, the conversation goes on with what there is.
 
         Options are as for `Vita.stream`; they hold for this question.
@@ -80,7 +91,7 @@ class Conversation:
         given = {"role": role, "content": text, "images": images, "audios": audios, "video": video} | own
         return self._start([*self._messages, self._message(given, options)], progress, options)
 
-    def reply(self, messages, *, progress=None, **options):
+    def reply(self, messages: Sequence[Mapping], *, progress: Callable | None = None, **options: Any) -> Stream:
         """The answer to a whole list of messages, as a client of a server sends it, as a `Stream`.
 
         The list replaces the messages of this conversation. What it has in common with them is not read again, and an
@@ -96,16 +107,16 @@ class Conversation:
         return self._start(read, progress, options)
 
     @property
-    def messages(self):
+    def messages(self) -> list[dict]:
         """The messages as a list of dicts. `reply` takes it."""
         return [message.as_dict() for message in self._messages]
 
     @property
-    def ids(self):
+    def ids(self) -> list[int]:
         """The ids of the last prompt and its answer, with the checkpoint's placeholder for each medium."""
         return [self._id(each) for each in self._read + (self._answer.ids if self._answer else [])]
 
-    def undo(self):
+    def undo(self) -> None:
         """Removes the last question and what followed it. Raises: ValueError if there is none."""
         self._settle()
         places = [i for i, message in enumerate(self._messages) if message.role == "user"]
@@ -113,7 +124,7 @@ class Conversation:
             raise ValueError("there is no question to undo")
         del self._messages[places[-1] :]
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes the conversation as JSON, with its media in it. The generator of the options is left out."""
         from .dialogue.saved import save
 
@@ -121,7 +132,7 @@ class Conversation:
         save(self, path)
 
     @classmethod
-    def load(cls, path, vita):
+    def load(cls, path: str | os.PathLike, vita: nn.Module) -> "Conversation":
         """A conversation that `save` wrote. No other file is opened; its next answer reads the whole conversation once.
 
         Raises: ValueError if the file is damaged, or does not fit this checkpoint.

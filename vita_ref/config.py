@@ -298,7 +298,7 @@ class VitaConfig:
             raise ValueError(f"max_tiles ({self.max_tiles}) tiles of {self.vision.image_size} pixels squared are too large")
 
     @staticmethod
-    def preset(name):
+    def preset(name: str) -> "VitaConfig":
         """The config of a known model: ``documented``, ``vita-1.5``, ``qwen2-7b`` or ``demo``.
 
         Source: ``documented`` has the figures of upstream's language-model-layer page; ``vita-1.5`` and ``qwen2-7b``

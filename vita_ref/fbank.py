@@ -10,6 +10,9 @@ C channels, W samples, J frames, M mel bins; window (400) samples of a frame, ba
 Test: ``pytest tests/test_fbank.py``
 """
 
+import os
+from typing import BinaryIO
+
 import torch
 from torch.nn.functional import pad
 
@@ -27,7 +30,7 @@ FLOOR = torch.finfo(torch.float32).eps  # the smallest energy, so that the logar
 BLOCK = 1 << 22  # numbers of a spectrum that are computed at once, to limit the memory: 8192 frames (82 s) of 512
 
 
-def load_sound(source):
+def load_sound(source: str | os.PathLike | BinaryIO) -> tuple[torch.Tensor, int]:
     """Reads a sound file (wav, flac, ogg or mp3), given as a path or as a binary file object.
 
     Shapes: -> [C, W] float32 in -1..1, and the sample rate in Hz
@@ -37,7 +40,10 @@ def load_sound(source):
     return torch.from_numpy(samples), sample_rate
 
 
-def log_mel(waveform, sample_rate, *, num_mel_bins=80, frame_length=25.0, frame_shift=10.0, target_rate=16000):
+def log_mel(
+    waveform: torch.Tensor, sample_rate: float, *, num_mel_bins: int = 80, frame_length: float = 25.0,
+    frame_shift: float = 10.0, target_rate: int = 16000,
+) -> torch.Tensor:  # fmt: skip
     """Kaldi's log-mel filter bank of a sound. A sound shorter than one frame gives no rows.
 
     Shapes: [C, W] float in -1..1 -> [J, M] float32

@@ -116,5 +116,10 @@ def as_json(vita, answer, top):
     return fields
 
 
-if __name__ == "__main__":
+def console():
+    """The console script ``vita-ref``."""
     run_process(main)
+
+
+if __name__ == "__main__":
+    console()

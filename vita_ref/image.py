@@ -14,6 +14,8 @@ Test: ``pytest tests/test_image.py``
 import os
 import struct
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +35,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_tiles(
-    source, *, tile=448, max_tiles=12, min_tiles=1, mean=IMAGENET_MEAN, std=IMAGENET_STD, thumbnail=True
-):  # fmt: skip
+    source: Any, *, tile: int = 448, max_tiles: int = 12, min_tiles: int = 1, mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD, thumbnail: bool = True,
+) -> torch.Tensor:  # fmt: skip
     """Stretches an image to its grid and cuts it into tiles. If there are several, a thumbnail is added at the end.
 
     Shapes: -> [N, 3, tile, tile] float32. N is columns * rows, plus 1 if there is a thumbnail.
@@ -83,7 +86,7 @@ def open_image(source):
     raise ValueError(f"cannot read {name}: {reason}")
 
 
-def tile_grid(width, height, *, tile=448, max_tiles=12, min_tiles=1):
+def tile_grid(width: int, height: int, *, tile: int = 448, max_tiles: int = 12, min_tiles: int = 1) -> tuple[int, int]:
     """(columns, rows) of the grid whose aspect ratio columns / rows is nearest to that of the image.
 
     If several grids are equally near, the largest of those with less than twice the pixels of the image is chosen.
@@ -145,7 +148,10 @@ def _normalise(image, mean, std):
 MAX_PIXELS = 200_000_000  # of the enlarged image in `load_square`: a long thin image could need all memory
 
 
-def load_square(source, *, tile=448, fit="crop", mean=IMAGENET_MEAN, std=IMAGENET_STD):
+def load_square(
+    source: Any, *, tile: int = 448, fit: str = "crop", mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> torch.Tensor:  # fmt: skip
     """An image as one tile that is not stretched: its middle (``crop``), or all of it with borders (``pad``).
 
     Shapes: -> [1, 3, tile, tile] float32

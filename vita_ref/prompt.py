@@ -12,9 +12,10 @@ Test: ``pytest tests/test_prompt.py``
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ class Template:
         object.__setattr__(self, "states", tuple(self.states))
 
 
-def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
+def place_media(text: str, images: int = 0, audios: int = 0, template: str = "chatml", *, videos: int = 0) -> str:
     """Puts placeholders of images, videos and audios in front of a question, unless it contains some of that kind.
 
     Example: ``place_media("Why?", images=2, audios=1, template="vita")`` is ``<image><image>\\n<audio>Why?``.
@@ -59,7 +60,10 @@ def place_media(text, images=0, audios=0, template="chatml", *, videos=0):
     return visual + separator + AUDIO * audios * (AUDIO not in text) + text
 
 
-def render(messages, *, system=None, add_generation_prompt=True, template="chatml", medium=None):
+def render(
+    messages: Sequence[Mapping], *, system: str | None = None, add_generation_prompt: bool = True,
+    template: str = "chatml", medium: str | None = None,
+) -> str:  # fmt: skip
     """The text of a conversation ``[{"role": "user", "content": "..."}, ...]`` in the layout of a template.
 
     ``system`` is the system text in front, unless the messages begin with one. None is the template's default, if it
@@ -154,7 +158,7 @@ def check_placeholders(text, placeholder, given):
         raise ValueError(f"the prompt has {has}, but {given} {verb} given: write one {placeholder} for each")
 
 
-def split_state(answer, template="chatml"):
+def split_state(answer: str, template: str = "chatml") -> tuple[str | None, str]:
     """An answer as (its state mark, or None; the text without the mark and the white space around it).
 
     Example: ``split_state("☞ Yes.", "vita")`` is ``("☞", "Yes.")``.
@@ -207,7 +211,9 @@ class AnswerText:
         return piece
 
 
-def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tensors=None):
+def tokenizer_image_token(
+    prompt: str, tokenizer: Any, image_token_index: int = -200, return_tensors: str | None = None,
+) -> Any:  # fmt: skip
     """The ids of a prompt with ``image_token_index`` for each ``<image>``; ``<audio>`` is plain text.
 
     Shapes: a list of n ints, or [n] long with ``return_tensors="pt"``.
@@ -216,7 +222,10 @@ def tokenizer_image_token(prompt, tokenizer, image_token_index=-200, return_tens
     return _as_tensor(_encode_around(prompt, tokenizer, {IMAGE: image_token_index}), return_tensors)
 
 
-def tokenizer_image_audio_token(prompt, tokenizer, image_token_index=-200, audio_token_index=-500, return_tensors=None):
+def tokenizer_image_audio_token(
+    prompt: str, tokenizer: Any, image_token_index: int = -200, audio_token_index: int = -500,
+    return_tensors: str | None = None,
+) -> Any:  # fmt: skip
     """The ids of a prompt with an index for each ``<image>`` and each ``<audio>``.
 
     Shapes: a list of n ints, or [n] long with ``return_tensors="pt"``.

@@ -13,8 +13,11 @@ Test: ``pytest tests/test_speech.py``
 """
 
 import itertools
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +76,10 @@ class Speech(nn.Module):
             )
 
     @staticmethod
-    def from_pretrained(folder, dtype=torch.float32, device="cpu", check_finite=False):
+    def from_pretrained(
+        folder: str | os.PathLike, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+        check_finite: bool = False,
+    ) -> "Speech":  # fmt: skip
         """Reads ``decoder/`` and ``codec/``, each with ``model.json`` and ``final.safetensors`` or ``final.pt``.
 
         Raises: ValueError if a file is missing, damaged, contains more than tensors, or does not match its model.json.
@@ -91,11 +97,13 @@ class Speech(nn.Module):
         return speech.eval()
 
     @property
-    def sample_rate(self):
+    def sample_rate(self) -> int:
         """Samples per second of the sound."""
         return self.codec.config.sampling_rate
 
-    def tokens(self, embeds, *, generator=None, **options):
+    def tokens(
+        self, embeds: torch.Tensor, *, generator: torch.Generator | None = None, **options: Any,
+    ) -> Iterator[int]:  # fmt: skip
         """Codec tokens for rows of text, yielded one int at a time, without the end token.
 
         ``options`` are those of `TokenOptions`; ``generator`` draws the tokens (None: torch's own).
@@ -105,7 +113,10 @@ class Speech(nn.Module):
         """
         return self._tokens(self.text_rows(embeds), TokenOptions(**options).check(), generator)
 
-    def vocode(self, tokens, voice=None, context=(0, 0)):
+    def vocode(
+        self, tokens: torch.Tensor | Sequence[int], voice: Sequence[int] | None = None,
+        context: tuple[int, int] = (0, 0),
+    ) -> torch.Tensor:  # fmt: skip
         """Sound of codec tokens. ``voice`` is a list of global tokens (default: those of codec/model.json).
 
         ``context``: how many tokens at the start and at the end give context and no sound (see `Vocoder`).
@@ -115,7 +126,10 @@ class Speech(nn.Module):
         tokens = torch.as_tensor(tokens, dtype=torch.long, device=self.decoder.norm.weight.device)
         return self.codec(tokens[None], voice, context)[0]
 
-    def stream(self, embeds, *, chunk=40, padding=10, window=2401, threshold=0.01, voice=None, **token_options):
+    def stream(
+        self, embeds: torch.Tensor, *, chunk: int = 40, padding: int = 10, window: int = 2401,
+        threshold: float = 0.01, voice: Sequence[int] | None = None, **token_options: Any,
+    ) -> Iterator[torch.Tensor]:  # fmt: skip
         """Sound of rows of text in pieces, each as early as possible, split at quiet samples (see `split_quiet`).
 
         The pieces together equal `vocode` of all tokens, because a chunk is computed only when all tokens that can

@@ -10,6 +10,7 @@ B batch rows, S positions of a spliced row, D decoder width, I positions of an i
 Test: ``pytest tests/test_splice.py``
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,9 +44,13 @@ class Row(NamedTuple):
 
 
 def splice(
-    input_ids, embed, image_features=(), audio_features=(), attention_mask=None, labels=None, *,
-    image_token, audio_token, padding_side="right", max_length=None, shared_v_pid_stride=None, state_labels=None,
-):  # fmt: skip
+    input_ids: torch.Tensor | Sequence[torch.Tensor], embed: Callable[[torch.Tensor], torch.Tensor],
+    image_features: Sequence[torch.Tensor] | torch.Tensor = (),
+    audio_features: Sequence[torch.Tensor] | torch.Tensor = (), attention_mask: torch.Tensor | None = None,
+    labels: torch.Tensor | Sequence[torch.Tensor] | None = None, *, image_token: int, audio_token: int,
+    padding_side: str = "right", max_length: int | None = None, shared_v_pid_stride: int | None = None,
+    state_labels: Sequence[int] | None = None,
+) -> Spliced:  # fmt: skip
     """Replaces each placeholder by its features and pads the rows to a batch.
 
     Shapes: input_ids [B, n] long, or a list of [n_i]; image_features a sequence of [I_i, D] and audio_features of
@@ -111,7 +116,7 @@ def runs(ids, tokens):
         start = place + 1
 
 
-def shared_position_ids(spans, length, stride):
+def shared_position_ids(spans: Sequence[tuple[int, int]], length: int, stride: int) -> torch.Tensor:
     """Position ids in which ``stride`` neighbours within a span share one id. Spans that touch are one span.
 
     Shapes: spans are (start, end), end not included -> [S] long, S = length.

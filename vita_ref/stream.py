@@ -70,24 +70,24 @@ class Stream:
         self._notes = {"cached": 0, "dropped": []} if notes is None else notes
         self._pieces = self._run(answers(replace(options, top=options.top or 0)))
 
-    def __iter__(self):
+    def __iter__(self) -> "Stream":
         return self
 
-    def __next__(self):
+    def __next__(self) -> Piece:
         """The next piece. Raises: ValueError if the answer fails."""
         return next(self._pieces)
 
-    def stop(self):
+    def stop(self) -> None:
         """Ends the answer before its next token, from any thread. The pieces end, and ``result`` is there."""
         self._control.stop()
 
-    def finish(self):
+    def finish(self) -> Result:
         """Generates the rest of the answer. Returns the `Result`."""
         for _ in self:
             pass
         return self.result
 
-    def close(self):
+    def close(self) -> None:
         """Ends the answer where it is, as if the iteration were given up."""
         self._pieces.close()
 

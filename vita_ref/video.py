@@ -14,12 +14,15 @@ Test: ``pytest tests/test_video.py``
 
 import math
 import numbers
+import os
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.nn.functional import interpolate
 
 from .files import films, media
@@ -30,7 +33,10 @@ SLOW_EVERY, SLOW_SIDE, FAST_SIDE = 4, 12, 7  # every fourth frame keeps 12 x 12 
 FRAME_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in a folder
 
 
-def load_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
+def load_frames(
+    source: str | os.PathLike, *, fps: float = 1.0, max_frames: int = 16, start: float | None = None,
+    end: float | None = None,
+) -> list:  # fmt: skip
     """The chosen frames of a video as RGB PIL images. `frame_indices` chooses them.
 
     The images of a folder are one frame per second, sorted by name with numbers as numbers (2 before 10). For folders
@@ -74,7 +80,10 @@ def iterate_frames(source, *, fps=1.0, max_frames=16, start=None, end=None):
     return _film_frames(path, options) if frames is None else frames
 
 
-def frame_indices(num_frames, fps, *, start=None, end=None, max_frames=16, min_frames=4, sample_fps=1):
+def frame_indices(
+    num_frames: int, fps: float, *, start: float | None = None, end: float | None = None, max_frames: int = 16,
+    min_frames: int = 4, sample_fps: float = 1,
+) -> list[int]:  # fmt: skip
     """The indices of the chosen frames: `sample_fps` per second, reduced evenly to `max_frames`.
 
     The frame at `end` is included. If `start` is after `end`, they are swapped. If they are equal, the frames
@@ -115,7 +124,7 @@ def _check_indices(num_frames, fps, start, end, max_frames, sample_fps):
             raise ValueError(f"{name} must be a number of seconds, got {shown(time)}")
 
 
-def slow_fast(features, sf_masks):
+def slow_fast(features: Sequence[torch.Tensor], sf_masks: Sequence[int] | torch.Tensor) -> list[torch.Tensor]:
     """Pools the features of video frames to fewer positions. The features of other images are returned as they are.
 
     A mask above 0 marks a video frame, with one number for each video. In each run of equal masks, the first of every

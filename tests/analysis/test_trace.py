@@ -3,6 +3,7 @@
 The golden numbers are upstream's own. Bounds: 2e-5 for the towers, 5e-5 for the decoder; ids are exact.
 """
 
+import fnmatch
 import json
 import re
 import wave
@@ -759,3 +760,32 @@ def test_common_compares_what_both_files_have(run, tmp_path):
     status, _, err = run("--compare", tmp_path / "a", tmp_path / "other", "--common")
     assert status == 2 and "no tensor in common" in err
     assert run(tmp_path / "out", "--common")[0] == 2
+
+
+PORTING = (GOLDEN / "README.md").read_text(encoding="utf-8").partition("## Port VITA in a day")[2]
+
+
+def test_the_commands_of_the_first_hour_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(GOLDEN.parents[1])
+    commands = [line.split()[2:] for line in PORTING.splitlines() if line.startswith("python tools/dump.py ")]
+    *writing, comparing = commands
+    for out, *request in writing:
+        status, _, err = run(tmp_path / out, *request)
+        assert status == 0, err
+    with safe_open(tmp_path / writing[0][0], framework="pt") as file:
+        port = {name: file.get_tensor(name) for name in list(file.keys())[:5]}
+    port = {name: t[0].contiguous() if t.dim() and t.shape[0] == 1 else t for name, t in port.items()}
+    save_file(port, tmp_path / "port.safetensors")
+    flags = [str(tmp_path / word) if word.endswith(".safetensors") else word for word in comparing]
+    status, table, _ = run(*flags)
+    assert status == 0 and table.splitlines()[-1].startswith("5 agree")
+
+
+def test_the_recipe_names_tensors_and_cases_that_exist(vita):
+    rows = [line for line in PORTING.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[3])}
+    tensors = {*record_answer(vita, deep=True), "tokens", "token_ids"}
+    cases = {file.stem for file in (GOLDEN / "cases").iterdir()}
+    for name in named - {"ours", "image"}:
+        found = fnmatch.filter(tensors | cases, name) or [t for t in tensors if t.endswith(name)]
+        assert found, name

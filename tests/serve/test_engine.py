@@ -8,7 +8,7 @@ from serving import tiny_vita, user
 
 from vita_ref.serve.engine import Engine
 from vita_ref.serve.errors import ProtocolError, as_protocol_error
-from vita_ref.serve.jobs import AnswerJob, Done, Part, Progress, SpeechJob
+from vita_ref.serve.jobs import AnswerJob, Done, Part, PiecesJob, Progress
 from vita_ref.serve.questions import read_question
 
 
@@ -126,12 +126,12 @@ def test_closing_ends_the_thread_in_the_middle_of_an_answer(vita):
 def test_speech_takes_turns_with_answers_and_ends_when_its_client_leaves(vita, engine):
     spoken, answered = [], Client(vita, "Meanwhile")
 
-    def pieces():
+    def pieces(job):
         for i in range(10_000):
             time.sleep(0.001)
             yield i
 
-    job = SpeechJob(pieces, spoken.append)
+    job = PiecesJob(pieces, spoken.append)
     engine.submit(job)
     engine.submit(answered.job)
     assert answered.text and len(spoken) < 10_000

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 
 import torch
 
@@ -73,7 +74,8 @@ def dtype(text):
 
 def parser():
     """The flags of the command line, with their defaults."""
-    p = Parser(prog="python -m vita_ref.generate", description="Answers a question about images, sounds or a video.",
+    script = os.path.basename(sys.argv[0]) in ("vita-ref", "vita-ref.exe")
+    p = Parser(prog="vita-ref" if script else "python -m vita_ref.generate", description="Answers a question about images, sounds or a video.",
                epilog=EPILOG, formatter_class=Formatter)  # fmt: skip
     p.add_argument("question", nargs="?", metavar="QUESTION", help="the same as --prompt")
     p.add_argument("--prompt", metavar="TEXT", action=Once, help="the question; may hold <image>, <audio> and <video>")

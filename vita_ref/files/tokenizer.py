@@ -14,6 +14,7 @@ Test: ``pytest tests/files/test_tokenizer.py``
 import codecs
 import operator
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Tokenizer:
         self.chat_template = template
         self.system_prompt = system_text(template.texts["default"]) if template else None
 
-    def __len__(self):
+    def __len__(self) -> int:
         """One more than the highest id."""
         return self._backend.size
 
@@ -67,7 +68,7 @@ class Tokenizer:
         """Whether an id is a token. Ids below ``len`` need not be contiguous."""
         return self._bytes(token_id) is not None
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """The ids of a text as a list. Names of special tokens in it become those tokens.
 
         Raises: ValueError if the text contains half of a surrogate pair, which has no UTF-8.
@@ -80,7 +81,7 @@ class Tokenizer:
             raise ValueError(f"the text is not valid Unicode at character {error.start}: {error.reason}") from None
         return self._backend.encode(text)
 
-    def __call__(self, text, return_tensors=None):
+    def __call__(self, text: str, return_tensors: str | None = None) -> Encoding:
         """``encode`` with the BOS token in front, if this tokenizer adds one; ``.input_ids`` has the ids.
 
         Shapes: a list of n ints; [1, n] long with ``return_tensors="pt"``.
@@ -92,7 +93,7 @@ class Tokenizer:
             ids = [self.bos_token_id, *ids]
         return Encoding(ids if return_tensors is None else torch.tensor([ids], dtype=torch.long))
 
-    def decode(self, ids, skip_special_tokens=False):
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of ids (a list or a 1-D tensor). Bytes that are not UTF-8 become U+FFFD.
 
         Raises: ValueError for an id outside the vocabulary.
@@ -100,11 +101,11 @@ class Tokenizer:
         stream = StreamDecoder(self, skip_special_tokens)
         return stream.push(ids) + stream.flush()
 
-    def id_of(self, token):
+    def id_of(self, token: str) -> int | None:
         """The id of one token by its name, or None."""
         return self._backend.id_of(token)
 
-    def piece(self, token_id):
+    def piece(self, token_id: int) -> bytes:
         """The bytes that one id stands for.
 
         Raises: ValueError for an id outside the vocabulary.

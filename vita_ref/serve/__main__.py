@@ -1,6 +1,6 @@
 """``python -m vita_ref.serve``: a page at http://127.0.0.1:8000/, and OpenAI's protocol under ``/v1/``.
 
-Test: ``pytest tests/serve/test_process.py``
+Test: ``pytest tests/serve/test_server_process.py``
 """
 
 import argparse

@@ -20,7 +20,7 @@ from ..files.messages import shown
 from .engine import Engine
 from .errors import ProtocolError, as_protocol_error, error_object
 from .guard import Guard
-from .jobs import AnswerJob, Done, Part, SpeechJob
+from .jobs import AnswerJob, Done, Part, PiecesJob
 from .limits import (
     BODY_SECONDS,
     MAX_ALL_BODY_BYTES,
@@ -28,10 +28,11 @@ from .limits import (
     MAX_SECONDS,
     READERS,
 )
+from .looks import POLICY, Looks, look_page, read_look
 from .page import page
 from .questions import read_json, read_question
 from .replies import Reply, sse
-from .sounds import encoded, read_speech
+from .sounds import encoded, read_speech, spoken
 
 MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES  # that a client may send of a body that is too large, before the connection is closed
 ALIVE_SECONDS = 15  # after which a stream without news sends a comment, so that nothing between closes it
@@ -47,6 +48,7 @@ class Server:
         self.vita, self.name, self.seconds, self.started = vita, name, seconds, int(time.time())
         self.engine, self.received = Engine(vita), 0
         self.readers = ThreadPoolExecutor(READERS, "vita_ref reader")
+        self.looks = Looks()
         self.page, self.page_headers = page(vita, name)
         routes = [
             Route("/", self.get_page),
@@ -54,6 +56,8 @@ class Server:
             Route("/v1/models", self.get_models),
             Route("/v1/models/{model:path}", self.get_model),
             Route("/v1/chat/completions", self.post_chat, methods=["POST"]),
+            Route("/v1/look", self.post_look, methods=["POST"]),
+            Route("/look/{name}", self.get_look),
             Route("/v1/audio/speech", self.post_speech, methods=["POST"]),
         ]
         handlers = {HTTPException: self.http_error, ValueError: self.protocol_error, Exception: self.protocol_error}
@@ -103,11 +107,27 @@ class Server:
             self.check_model(body.get("model"))
             speech = read_speech(body)
         events = Events()
-        job = SpeechJob(lambda: self.vita.speak_stream(speech.text, speed=speech.speed), events.send, self.seconds)
+        job = PiecesJob(lambda job: spoken(self.vita, speech), events.send, self.seconds)
         self.engine.submit(job)
         pieces = await self.unless_left(request, job, events.all())
         content, kind = await self.in_thread(encoded, pieces[:-1], self.vita.speech.sample_rate, speech.format)
         return Response(content, media_type=kind)
+
+    async def post_look(self, request):
+        """Makes the page about an answer, the last message. Its address is for whoever knows it."""
+        async with self.body(request) as body:
+            self.check_model(body.get("model"))
+            question, *rest = await self.in_thread(read_look, body, self.vita)
+        events = Events()
+        job = PiecesJob(lambda job: look_page(question, *rest, self.engine, job), events.send, self.seconds)
+        job.nbytes = question.nbytes
+        self.engine.submit(job)
+        html, _ = await self.unless_left(request, job, events.all())
+        return JSONResponse({"url": f"/look/{self.looks.add(html)}"})
+
+    async def get_look(self, request):
+        headers = {"content-security-policy": POLICY, "cache-control": "no-store"}
+        return HTMLResponse(self.looks.get(request.path_params["name"]), headers=headers)
 
     # ---- the way in
 

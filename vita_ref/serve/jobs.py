@@ -9,8 +9,6 @@ import time
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
-import torch
-
 from ..answer import Answer
 from ..dialogue.messages import Medium, Message
 from ..files.messages import counted
@@ -73,24 +71,28 @@ class Job:
         self.send(error)
 
 
-class SpeechJob(Job):
-    """The speech of a text. ``pieces`` is called for an iterator of samples [W], which it sends as they are, then None."""
+class PiecesJob(Job):
+    """What an iterator gives, such as the speech of a text. ``pieces`` is called with the job for the iterator."""
 
     def __init__(self, pieces, send, seconds=MAX_SECONDS):
         super().__init__(send, seconds)
         self.pieces = pieces
 
-    @torch.inference_mode()
     def run(self):
-        """Yields after each piece. Raises: ProtocolError if it takes too long."""
-        for piece in self.pieces():
-            if self.reason == "time":
-                raise ProtocolError("speaking this text takes too long: shorten it", 503)
-            if self.reason:
+        """Sends the pieces, then None. Yields after each. Raises: ProtocolError if it takes too long."""
+        for piece in self.pieces(self):
+            if self.go_on():
+                self.send(piece)
+                yield
+            else:
                 return
-            self.send(piece)
-            yield
         self.send(None)
+
+    def go_on(self):
+        """Whether somebody still waits for it. Raises: ProtocolError if it takes too long."""
+        if self.reason == "time":
+            raise ProtocolError("the time of this request is over: ask for less", 503)
+        return self.reason is None
 
 
 class AnswerJob(Job):

@@ -24,6 +24,7 @@ MAX_ROWS = 8  # answers that are generated together
 MAX_GROUPS = 4  # groups of answers that take turns
 MAX_PREFIXES = 16  # conversations whose keys and values stay in memory
 MAX_PREFIX_BYTES = 512 * 1024**2  # of these, with the features of their media
+MAX_LOOKS = 8  # pages about answers that are kept
 READERS = 2  # threads that decode pictures and sounds
 MAX_CONNECTIONS = 256
 STOP_SECONDS = 10  # that running answers may take after Ctrl-C or SIGTERM

@@ -1,6 +1,6 @@
 """The page at ``/``: one HTML file, with what it must know of this model in it. It loads nothing from elsewhere.
 
-Test: ``pytest tests/serve/test_page.py``
+Test: ``pytest tests/serve/test_web_page.py``
 """
 
 import base64

@@ -55,6 +55,7 @@ class Question:
     usage: bool = False  # whether a stream ends with the numbers of tokens
     progress: bool = False  # whether a stream reports what has been read
     logprobs: bool = False
+    sources: dict | None = None  # of each medium, a file object or (waveform, rate); if they are asked for
 
     @property
     def nbytes(self):
@@ -96,8 +97,9 @@ def read_json(content):
     return {name: value for name, value in body.items() if value is not None}
 
 
-def read_question(body, vita, media=None):
-    """A body as a `Question`. ``media`` has media that are known already; their values are not encoded again.
+def read_question(body, vita, media=None, *, sources=None):
+    """A body as a `Question`. ``media`` has media that are known already; their values are not encoded again. ``sources``
+    is an empty dict if the question must have them.
 
     Raises: ProtocolError, or ValueError for what the checkpoint refuses.
     """
@@ -107,11 +109,11 @@ def read_question(body, vita, media=None):
     if options and not stream:
         raise ProtocolError("stream_options needs stream: true", param="stream_options")
     known = dict(media or {})
-    messages = read_messages(body.get("messages"), vita, known, typed(body, "max_tiles", int, None))
+    messages = read_messages(body.get("messages"), vita, known, typed(body, "max_tiles", int, None), sources)
     used = {part for message in messages for part in message.parts if isinstance(part, Medium)}
     return Question(
         messages, {key: each for key, each in known.items() if each in used}, read_sampling(body), stream,
-        bool(options.get("include_usage")), bool(options.get("include_progress")), typed(body, "logprobs", bool, False),
+        bool(options.get("include_usage")), bool(options.get("include_progress")), typed(body, "logprobs", bool, False), sources,
     )  # fmt: skip
 
 
@@ -190,8 +192,8 @@ def room_for(sampling, positions, limit):
 # ---- messages
 
 
-def read_messages(given, vita, known, max_tiles=None):
-    """The ``messages`` of a body, as those of a conversation. ``known`` gets new media."""
+def read_messages(given, vita, known, max_tiles=None, sources=None):
+    """The ``messages`` of a body, as those of a conversation. ``known`` gets new media, and ``sources`` what they are of."""
     if not isinstance(given, list) or not given or len(given) > MAX_MESSAGES:
         raise ProtocolError(f"messages must be a list of 1 to {MAX_MESSAGES} messages, got {shown(given)}", param="messages")
     left, messages, positions = Left(), [], 0
@@ -204,6 +206,8 @@ def read_messages(given, vita, known, max_tiles=None):
             raise
         except ValueError as error:
             raise ProtocolError(f"messages[{i}]: {error}", param=f"messages[{i}]") from None
+        if sources is not None:
+            add_sources(sources, message, fields["content"])
         positions += sum(part.positions for part in message.parts if isinstance(part, Medium))
         if positions > (most := vita.config.decoder.max_position_embeddings):
             reason = f"the pictures and sounds take more than the {most} positions of this model: send fewer or smaller ones"
@@ -213,6 +217,14 @@ def read_messages(given, vita, known, max_tiles=None):
     if messages[-1].role != "user":
         raise ProtocolError("the last message must be one of the user", param="messages")
     return messages
+
+
+def add_sources(sources, message, content):
+    """Adds what the media of a message are of. Pictures may have moved in front of sounds, but each kind keeps its order."""
+    parts = content if isinstance(content, list) else []
+    for name, is_audio in (("image", False), ("audio", True)):
+        media = [part for part in message.parts if isinstance(part, Medium) and (part.kind == "audio") is is_audio]
+        sources.update(zip(media, (part[name] for part in parts if name in part)))
 
 
 def read_fields(given, param, left):

@@ -2,7 +2,7 @@
 
 W samples.
 
-Test: ``pytest tests/serve/test_speech.py``
+Test: ``pytest tests/serve/test_speech_endpoint.py``
 """
 
 import io
@@ -54,6 +54,12 @@ def read_speech(body):
     if voice not in OWN_VOICE:
         raise ProtocolError(f"this model has one voice, {OWN_VOICE[0]!r}, got {shown(voice)}", param="voice")
     return Speech(text, float(speed), kind)
+
+
+@torch.inference_mode()
+def spoken(vita, speech):
+    """Yields the samples [W] of a `Speech`, in pieces."""
+    yield from vita.speak_stream(speech.text, speed=speech.speed)
 
 
 def encoded(pieces, rate, kind):

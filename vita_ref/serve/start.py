@@ -1,6 +1,6 @@
 """Runs the application with uvicorn, and stops it gracefully.
 
-Test: ``pytest tests/serve/test_process.py``
+Test: ``pytest tests/serve/test_server_process.py``
 """
 
 import uvicorn

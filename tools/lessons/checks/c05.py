@@ -57,6 +57,9 @@ class Bridge:
     def next_positions(self):
         return self.mine.next_positions() if self.columns else torch.zeros(self.rows).long()
 
+    def reserve(self, length):
+        """Nothing: how a learner's cache gets its memory is its own affair."""
+
     def write(self, layer, keys, values):
         return self.mine.write(layer, keys, values)
 

@@ -1,0 +1,92 @@
+"""The page that shows how an answer came about (`vita_ref.analysis`), made from the conversation that a client sends.
+
+Test: ``pytest tests/serve/test_looks.py``
+"""
+
+import secrets
+from collections import OrderedDict
+
+import torch
+
+from ..analysis.look import look_at
+from ..analysis.sources import open_picture, open_sound
+from ..dialogue.messages import Medium, Message
+from ..request import PreparedRequest
+from .errors import ProtocolError
+from .jobs import prompt_of
+from .limits import MAX_LOOKS
+from .questions import read_question
+
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src data:; sandbox allow-scripts"
+
+
+class Looks:
+    """The last pages, by names that cannot be guessed."""
+
+    def __init__(self):
+        self._pages = OrderedDict()
+
+    def add(self, html):
+        """Keeps a page. Returns its name."""
+        name = secrets.token_urlsafe(24)
+        self._pages[name] = html
+        while len(self._pages) > MAX_LOOKS:
+            self._pages.popitem(last=False)
+        return name
+
+    def get(self, name):
+        """A page. Raises: ProtocolError if it is not there any more."""
+        if name not in self._pages:
+            raise ProtocolError("this page is not there any more: ask for it again", 404)
+        return self._pages[name]
+
+
+def read_look(body, vita):
+    """The question, the text of the answer, which is the last message of a body, and the most tiles. Raises: ProtocolError."""
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    text = last.get("content") if isinstance(last, dict) and last.get("role") == "assistant" else None
+    if not isinstance(text, str) or not text:
+        raise ProtocolError("the last message must be an answer of the assistant, as a text", param="messages")
+    question = read_question(body | {"messages": messages[:-1]}, vita, sources={})
+    return question, text, body.get("max_tiles", vita.config.max_tiles)
+
+
+def look_page(question, text, most_tiles, engine, job):
+    """Yields the page of an answer. The ids are those that were generated, if the server still knows them."""
+    vita, fresh = engine.vita, dict(question.media)
+    answer = Message({"role": "assistant", "content": text}, [text])
+    question.messages.append(answer)
+    engine.prefixes.recall(question)
+    question.messages.pop()
+    elements, _ = prompt_of(question, vita, engine.encoder)
+    whole = {each: fresh[key] for key, each in question.media.items()}  # what is remembered has no values, only features
+    elements = [whole[x] if isinstance(x, Medium) else x for x in elements]
+    media = [x for x in elements if isinstance(x, Medium)]
+    images, sounds = ([x for x in media if (x.kind == "audio") is wanted] for wanted in (False, True))
+    index = {False: vita.config.image_token_index, True: vita.config.audio_token_index}
+    ids = torch.tensor([index[x.kind == "audio"] if isinstance(x, Medium) else x for x in elements])
+    prepared = PreparedRequest(ids, [x.data for x in images], [x.data for x in sounds])
+    shown = [about_picture(x, question.sources[x], vita.config, most_tiles) for x in images]
+    heard = [open_sound(question.sources[x])[1] for x in sounds]
+    ids = answer.ids or vita.tokenizer.encode(text)
+    found = look_at(
+        vita, prepared, answer_ids=ids, media=(shown, heard), question=question.messages[-1].text, progress=until_left(job)
+    )
+    yield found.html()
+
+
+def about_picture(medium, file, config, most_tiles):
+    """What is known of a picture: its name, its size, and its grid of tiles."""
+    file.seek(0)
+    return open_picture(file, config.vision, most_tiles if len(medium.data) > 1 else 1)[1]
+
+
+def until_left(job):
+    """Progress of the slow part, which ends it if nobody waits for it. Raises: ProtocolError."""
+
+    def progress(*at):
+        if not job.go_on():
+            raise ProtocolError("the client has left", 499)
+
+    return progress
