@@ -8,6 +8,7 @@
 A step ends with status 1 if a comparison fails. Rates are printed, never judged.
 """
 
+import argparse
 import importlib.util
 import sys
 import time
@@ -130,8 +131,11 @@ STEPS = {"golden": golden, "tokens": tokens, "rates": rates, "size": size}
 
 def main(argv=None):
     """Entry point; returns the exit status."""
-    name, *arguments = sys.argv[1:] if argv is None else argv
-    return 0 if STEPS[name](*arguments) else 1
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("step", choices=STEPS)
+    p.add_argument("arguments", nargs="+", metavar="DEVICE", help="cpu, cuda, ...; of rates and size also the folder")
+    a = p.parse_args(argv)
+    return 0 if STEPS[a.step](*a.arguments) else 1
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def spoken(vita, speech):
 
 def encoded(pieces, rate, kind):
     """Pieces of samples [W] as the bytes of a file, and the type of its content."""
-    samples = torch.cat([torch.zeros(0), *(piece.detach().float().cpu() for piece in pieces)])  # [W]
+    samples = torch.cat([torch.zeros(0), *(piece.detach().float().cpu() for piece in pieces)])
     samples = samples.numpy()
     content, form, subtype = FORMATS[kind]
     if form is None:
