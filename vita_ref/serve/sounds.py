@@ -64,8 +64,7 @@ def spoken(vita, speech):
 
 def encoded(pieces, rate, kind):
     """Pieces of samples [W] as the bytes of a file, and the type of its content."""
-    samples = torch.cat([torch.zeros(0), *(piece.detach().float().cpu() for piece in pieces)])
-    samples = samples.numpy()
+    samples = torch.cat([torch.zeros(0), *(piece.detach().float().cpu() for piece in pieces)]).numpy()
     content, form, subtype = FORMATS[kind]
     if form is None:
         return np.rint(samples.clip(-1, 1) * 32767).astype("<i2").tobytes(), content
