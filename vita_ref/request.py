@@ -147,12 +147,17 @@ def load_video(request, config):
     """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [N, 3, Y, X] is already normalised."""
     if isinstance(request.video, torch.Tensor):
         return list(check_pixels(request.video, config.vision, "a video", (4,)).split(1))
-    c, frames = config.vision, video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
+    frames = video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
+    return [load_frame(frame, config) for frame in frames]
+
+
+def load_frame(frame, config):
+    """One frame of a video as a tile [1, 3, tile, tile]."""
+    c, fit = config.vision, config.image_aspect_ratio
     options = {"tile": c.image_size, "mean": c.image_mean, "std": c.image_std}
-    if config.image_aspect_ratio == "stretch":
-        return [image.load_tiles(frame, max_tiles=1, **options) for frame in frames]
-    fit = "pad" if config.image_aspect_ratio == "pad" else "crop"
-    return [image.load_square(frame, fit=fit, **options) for frame in frames]
+    if fit == "stretch":
+        return image.load_tiles(frame, max_tiles=1, **options)
+    return image.load_square(frame, fit="pad" if fit == "pad" else "crop", **options)
 
 
 def load_audio(source, config):

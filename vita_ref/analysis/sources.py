@@ -18,6 +18,7 @@ import torch
 from .. import fbank, image, video
 from ..checks.media import as_picture, as_waveform, check_request
 from ..files.media import cut
+from ..request import load_frame
 
 ENVELOPE = 800  # at most so many intervals of a waveform are kept
 
@@ -62,7 +63,7 @@ def open_media(request, config):
     if needs_vision and config.vision is None or needs_audio and config.audio is None:
         return request, None, None  # `prepare_request` refuses it
     most = config.max_tiles if request.max_tiles is None else request.max_tiles
-    opened = [open_picture(source, config.vision, most) for source in request.images]
+    opened = [open_picture(source, config, most) for source in request.images]
     images, pictures = [x for x, _ in opened], [about for _, about in opened]
     frames, film = (None, []) if request.video is None else open_video(request, config)
     heard = [open_sound(source) for source in request.audios]
@@ -86,25 +87,25 @@ def name_of(source, kind):
     return kind
 
 
-def open_picture(source, vision, max_tiles):
+def open_picture(source, config, max_tiles):
     """(what the request gets, the fields of its `Picture` without tiles)."""
-    name, source = name_of(source, "picture"), as_picture(source, vision)
+    name, source = name_of(source, "picture"), as_picture(source, config.vision)
     if isinstance(source, torch.Tensor):
         return source, {"name": name, "grid": (len(source), 1)}
-    opened = image.open_image(source)
-    columns, rows = image.tile_grid(*opened.size, tile=vision.image_size, max_tiles=max_tiles)
-    return opened, {"name": name, "size": opened.size, "grid": (columns, rows), "thumbnail": columns * rows > 1}
+    opened, limits = image.open_image(source), {"max_tiles": max_tiles, "min_tiles": min(config.min_tiles, max_tiles)}
+    columns, rows = image.tile_grid(*opened.size, tile=config.vision.image_size, **limits)
+    thumbnail = config.use_thumbnail and columns * rows > 1
+    return opened, {"name": name, "size": opened.size, "grid": (columns, rows), "thumbnail": thumbnail}
 
 
 def open_video(request, config):
     """The chosen frames as one tensor [N, 3, Y, X], and the fields of a `Picture` for each."""
     if isinstance(request.video, torch.Tensor):
         return request.video, [{"name": f"frame {i}"} for i in range(len(request.video))]
-    c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
     tiles, about, name = [], [], name_of(request.video, "video")
     for frame in video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames):
         about.append({"name": name, "size": frame.size, "seconds": float(frame.info["seconds"])})
-        tiles.append(image.load_square(frame, tile=c.image_size, fit=fit, mean=c.image_mean, std=c.image_std))
+        tiles.append(load_frame(frame, config))
     return torch.cat(tiles), about
 
 
