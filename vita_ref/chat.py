@@ -65,6 +65,7 @@ class Conversation:
         turn_options(options)
         self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, options
         self._messages, self._media, self._stream = [], {}, None
+        self._last = None, None  # the last answer as a message, and its prompt
         self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what is in the cache
 
     # ---- what a user does
@@ -123,6 +124,25 @@ class Conversation:
         if not places:
             raise ValueError("there is no question to undo")
         del self._messages[places[-1] :]
+
+    def look(self, **options: Any) -> Any:
+        """What the last answer was made of, as `Vita.look` gives it. Raises: ValueError if there is no answer.
+
+        Options: ``tokens``, ``passes``, ``derive`` and ``progress``, as for `Vita.look`.
+        """
+        from .analysis.turn import look_at_turn
+
+        self._settle()
+        i = next((i for i, m in reversed([*enumerate(self._messages)]) if m.role == "assistant"), None)
+        if i is None:
+            raise ValueError("there is no answer to look at")
+        answer, before, (common, sampling) = self._messages[i], self._messages[:i], turn_options(self.options)
+        prompt = {"raw": common.get("raw", False), "system": common.pop("system", self.system)}
+        elements = self._last[1] if self._last[0] is answer else self.fit(before, sampling.max_new_tokens, prompt)[0]
+        ids = answer.ids or self.vita.tokenizer.encode(answer.text)
+        if not ids:
+            raise ValueError("the last answer is empty: there is nothing to look at")
+        return look_at_turn(self.vita, elements, before, ids, common, **options)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the conversation as JSON, with its media in it. The generator of the options is left out."""
@@ -197,7 +217,7 @@ class Conversation:
     def _turn(self, messages, elements, options, control, notes):
         """Generates the answer to a list of messages, which become those of the conversation together with it."""
         before, reply, answer = self._messages, Message({"role": "assistant", "content": ""}, [""]), None
-        self._messages = [*messages, reply]
+        self._messages, self._last = [*messages, reply], (reply, elements)
         try:
             for [answer] in run_answers(
                 self.vita, lambda: self._inputs(elements, control, notes), 1, options, control, self._cache
