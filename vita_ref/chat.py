@@ -40,7 +40,7 @@ from .inputs import (
     spliced_inputs,
     split_options,
 )
-from .prompt import TEMPLATES, encode_prompt, own_template
+from .prompt import TEMPLATES, adds_bos, encode_prompt
 from .request import Request, check_positions
 from .sampling import Sampling
 from .stream import Stream
@@ -200,7 +200,7 @@ class Conversation:
     def _encode(self, pieces, raw):
         """Texts, media and lists of ids as one list of ids and media."""
         tokenizer, elements = self.vita.tokenizer, []
-        bos = raw or not own_template(tokenizer, self.vita.config.template, self.tools)
+        bos = raw or adds_bos(tokenizer, self.vita.config.template)
         for piece in pieces:
             if isinstance(piece, str):
                 ids = encode_prompt(piece, tokenizer, bos=bos)
