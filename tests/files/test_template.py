@@ -11,9 +11,9 @@ import sys
 from dataclasses import replace
 
 import pytest
+from golden.templates import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from golden.templates import make
 from test_model import CONFIG
 
 from vita_ref.files.template import ChatTemplate
