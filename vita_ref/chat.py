@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from .answer import Control, run_answers
+from .checks.media import check_text
 from .checks.rows import DEFAULT_NEW_TOKENS
 from .dialogue.messages import (
     READING,
@@ -62,6 +63,9 @@ class Conversation:
     def __init__(self, vita, system=None, *, overflow="error", tools=None, **options):
         if overflow not in ("error", "drop_oldest"):
             raise ValueError(f"overflow must be 'error' or 'drop_oldest', got {shown(overflow)}")
+        check_text(system, "system")
+        if not (tools is None or isinstance(tools, (list, tuple)) and all(isinstance(each, Mapping) for each in tools)):
+            raise ValueError(f"tools must be a list of JSON schemas, got {shown(tools)}")
         turn_options(options)
         self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, options
         self._messages, self._media, self._stream = [], {}, None

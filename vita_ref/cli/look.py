@@ -8,8 +8,8 @@ import os
 import sys
 
 from ..analysis.look import look_at_request
+from ..files.output import complete_file
 from .flags import sampling_options
-from .output import complete_file
 from .terminal import watched
 
 

@@ -20,6 +20,7 @@ import torch
 
 from ..chat import Conversation
 from ..files.messages import shown
+from ..files.output import check_output
 from ..model import Vita
 from ..request import Request
 from .flags import (
@@ -34,7 +35,6 @@ from .flags import (
 )
 from .help import Formatter
 from .look import free_name, reporter, write_page
-from .output import check_output
 from .requests import SYSTEM_LIMIT, read_text
 from .terminal import exit_status, loading_bar, reading_bar, user_message, watched
 
