@@ -15,6 +15,7 @@ Test: ``pytest tests/test_chat.py``
 """
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,7 @@ class Conversation:
         self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, options
         self._messages, self._media, self._stream = [], {}, None
         self._last = None, None  # the last answer as a message, and its prompt
+        self._lock = threading.Lock()  # while a question is read: of two threads, the second ends the first one's or is refused
         self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what is in the cache
 
     # ---- what a user does
@@ -80,6 +82,8 @@ class Conversation:
     ) -> Any:  # fmt: skip
         """The answer to the next question, as `Vita.respond` gives it. ``role`` may be another one, such as "tool"."""
         result = self.stream(text, images, audios, video, **options).finish()
+        if result is None:
+            raise ValueError("this question was not answered: another thread asked the next one before it began")
         return result if details else result.text
 
     def stream(
@@ -91,10 +95,11 @@ class Conversation:
         Options are as for `Vita.stream`; they hold for this question.
         Raises: ValueError if the question cannot be answered; the conversation is then as before.
         """
-        self._settle()
         own = {name: value for name, value in options.items() if name in READING}
         given = {"role": role, "content": text, "images": images, "audios": audios, "video": video} | own
-        return self._start([*self._messages, self._message(given, options)], progress, options)
+        with self._lock:
+            self._settle()
+            return self._start([*self._messages, self._message(given, options)], progress, options)
 
     def reply(self, messages: Sequence[Mapping], *, progress: Callable | None = None, **options: Any) -> Stream:
         """The answer to a whole list of messages, as a client of a server sends it, as a `Stream`.
@@ -102,14 +107,15 @@ class Conversation:
         The list replaces the messages of this conversation. What it has in common with them is not read again, and an
         answer that comes back unchanged keeps the ids that were generated.
         """
-        self._settle()
         if not isinstance(messages, (list, tuple)) or not messages:
             raise ValueError(f"messages must be a list of at least one message, got {shown(messages)}")
-        read = [self._message(given, options) for given in messages]
-        for new, old in zip(read, self._messages):
-            if new.role == old.role == "assistant" and new.text.strip() == old.text.strip():
-                new.ids, new.rest, new.state = old.ids, old.rest, old.state
-        return self._start(read, progress, options)
+        with self._lock:
+            self._settle()
+            read = [self._message(given, options) for given in messages]
+            for new, old in zip(read, self._messages):
+                if new.role == old.role == "assistant" and new.text.strip() == old.text.strip():
+                    new.ids, new.rest, new.state = old.ids, old.rest, old.state
+            return self._start(read, progress, options)
 
     @property
     def messages(self) -> list[dict]:
@@ -123,11 +129,12 @@ class Conversation:
 
     def undo(self) -> None:
         """Removes the last question and what followed it. Raises: ValueError if there is none."""
-        self._settle()
-        places = [i for i, message in enumerate(self._messages) if message.role == "user"]
-        if not places:
-            raise ValueError("there is no question to undo")
-        del self._messages[places[-1] :]
+        with self._lock:
+            self._settle()
+            places = [i for i, message in enumerate(self._messages) if message.role == "user"]
+            if not places:
+                raise ValueError("there is no question to undo")
+            del self._messages[places[-1] :]
 
     def look(self, **options: Any) -> Any:
         """What the last answer was made of, as `Vita.look` gives it. Raises: ValueError if there is no answer.
