@@ -106,6 +106,15 @@ def test_an_error_in_a_pipe_ends_it_with_one_line_and_status_2(run, lines, messa
     assert (status, out) == (2, "") and err.startswith("vita_ref: ") and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("space", [" ", "\t", "  "])
+def test_line_ends_and_marks_of_windows_and_any_white_space_behind_a_command_are_read(run, vita, mark, end, space):
+    lines = [f"/image{space}{IMAGE}", "What color is the star?", "/undo", "/quit", "/nothing"]
+    status, out, err = run(mark + "".join(line + end for line in lines))
+    assert (status, out, err) == (0, vita.chat().ask("What color is the star?", images=IMAGE) + "\n", "")
+
+
 def test_a_space_in_front_makes_a_question_of_a_slash(run, vita):
     assert run(" /help\n") == (0, vita.respond("/help") + "\n", "")
 

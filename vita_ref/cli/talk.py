@@ -100,7 +100,7 @@ class Talk:
         with line_editing(self.terminal), at_prompt(self.terminal):
             while not self.ended and (line := self.read_line()) is not None:
                 try:
-                    self.take(line.rstrip("\n"))
+                    self.take(line.strip("\r\n\ufeff"))  # a pipe of Windows has other line ends, and may begin with a mark
                 except Exception as error:
                     if not self.terminal or (message := user_message(error)) is None:
                         raise
@@ -131,8 +131,8 @@ class Talk:
 
     def take(self, line):
         """A line: a command, a question, or nothing. A question may begin with a space in front of its slash."""
-        name, _, rest = line.partition(" ")
         if line.startswith("/"):
+            name, rest = [*line.split(None, 1), ""][:2]
             if name not in COMMANDS:
                 raise ValueError(f"there is no command {shown(name)}: /help lists them; a space in front makes it a question")
             COMMANDS[name].run(self, rest.strip())
