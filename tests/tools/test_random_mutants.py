@@ -23,7 +23,7 @@ def test_the_same_seed_gives_the_same_bugs_and_another_seed_others():
     files = ["cache.py", "splice.py"]
     first = choose(3, 40, files)
     assert first == choose(3, 40, files) != choose(4, 40, files)
-    assert len({(change.file, change.start) for change in first}) == 40
+    assert len({(change.file, change.start, change.stop) for change in first}) == 40
 
 
 @pytest.mark.parametrize("file", TESTS)
