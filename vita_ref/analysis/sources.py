@@ -18,7 +18,7 @@ import torch
 from .. import fbank, image, video
 from ..checks.media import as_picture, as_waveform, check_request
 from ..files.media import cut
-from ..request import load_frame
+from ..request import frame_reader
 
 ENVELOPE = 800  # at most so many intervals of a waveform are kept
 
@@ -105,7 +105,8 @@ def open_video(request, config):
     tiles, about, name = [], [], name_of(request.video, "video")
     for frame in video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames):
         about.append({"name": name, "size": frame.size, "seconds": float(frame.info["seconds"])})
-        tiles.append(load_frame(frame, config))
+        tiles.append(frame_reader(config)(frame))
+        del frame  # before the next is read
     return torch.cat(tiles), about
 
 
