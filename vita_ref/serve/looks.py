@@ -17,7 +17,7 @@ from .jobs import prompt_of
 from .limits import MAX_LOOKS
 from .questions import read_question
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src data:; sandbox allow-scripts"
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src data:; sandbox allow-scripts allow-downloads"
 
 
 class Looks:

@@ -153,9 +153,8 @@ SAMPLING = {  # field -> (type, lowest, highest)
 
 def read_sampling(body):
     """The sampling options of a body. Without a temperature the answer is greedy, as everywhere in this project."""
-    if "max_tokens" in body:
-        if "max_completion_tokens" in body:
-            raise ProtocolError("max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
+    if "max_tokens" in body and "max_completion_tokens" in body:
+        raise ProtocolError("max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
     values = {}
     for name, bounds in SAMPLING.items():
         given = "max_tokens" if name == "max_completion_tokens" and "max_tokens" in body else name
