@@ -4,6 +4,7 @@ Test: ``pytest tests/serve/test_looks.py``
 """
 
 import secrets
+import time
 from collections import OrderedDict
 
 import torch
@@ -71,7 +72,7 @@ def look_page(question, text, most_tiles, engine, job):
     heard = [open_sound(question.sources[x])[1] for x in sounds]
     ids = answer.ids or vita.tokenizer.encode(text)
     found = look_at(
-        vita, prepared, answer_ids=ids, media=(shown, heard), question=question.messages[-1].text, progress=until_left(job)
+        vita, prepared, answer_ids=ids, media=(shown, heard), question=question.messages[-1].text, progress=taking_turns(engine, job)
     )
     yield found.html()
 
@@ -82,11 +83,18 @@ def about_picture(medium, file, config, most_tiles):
     return open_picture(file, config.vision, most_tiles if len(medium.data) > 1 else 1)[1]
 
 
-def until_left(job):
-    """Progress of the slow part, which ends it if nobody waits for it. Raises: ProtocolError."""
+def taking_turns(engine, job):
+    """Progress of the slow part, which gives the others half of the time, and ends it if nobody waits for it.
+
+    Raises: ProtocolError.
+    """
+    began = time.monotonic()
 
     def progress(*at):
+        nonlocal began
+        engine.give_way(time.monotonic() - began)
         if not job.go_on():
             raise ProtocolError("the client has left", 499)
+        began = time.monotonic()
 
     return progress
