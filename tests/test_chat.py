@@ -430,6 +430,11 @@ def test_a_content_may_be_a_list_of_parts():
     assert ids([image, sound, text]) == ids("why", images=[PICTURES[0]], audios=[SOUNDS[0]])
     assert ids([text, image, text]) == ids("why<image>why", images=[PICTURES[0]])
     assert ids([{"type": "video", "video": CLIP}, text]) == ids("why", video=CLIP)
+    for media in ({"images": PICTURES[:1]}, {"images": PICTURES[:2]}, {"audios": SOUNDS[:1]}, {"video": CLIP},
+                  {"images": PICTURES[:1], "audios": SOUNDS[:1]}):  # fmt: skip
+        kinds = [("image", x) for x in media.get("images", ())] + [("audio", x) for x in media.get("audios", ())]
+        kinds += [("video", media["video"])] if "video" in media else []
+        assert ids([{"type": kind, kind: x} for kind, x in kinds]) == ids(None, **media)  # a picture alone is to be described
     for wrong in ([{"type": "image"}], ["why"], [{"type": "file", "file": "x"}], [{"type": "video", "video": CLIP}] * 2):
         with pytest.raises(ValueError, match="a part of a message must be|can have one video"):
             ids(wrong)

@@ -272,3 +272,45 @@ def test_in_a_browser_the_figure_of_a_token_is_saved_as_svg_and_png(opened, seen
         opened.click("#png")
     with Image.open(download.value.path()) as image:
         assert image.format == "PNG" and len(np.unique(np.array(image.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+STRANGE = "".join(map(chr, [*range(32), *range(127, 160), 0x202E, 0x2028, 0xD800, 0xDFFF, 0xFFFE, 0xFFFF, 0x10FFFF]))
+
+
+@pytest.mark.parametrize("size", [(1, 900), (900, 1), (7, 40), (40, 7), (1, 1)])
+def test_in_a_browser_pictures_of_any_shape_and_any_characters_give_files_that_can_be_read(browser, seen, tmp_path, size):
+    """A strip of pixels is drawn so that its cells can be pointed at, and XML has not all characters that a text may have."""
+    positions = [replace(p, text=STRANGE) if p.kind == "text" else p for p in seen.positions]
+    look = replace(seen, pictures=[replace(seen.pictures[0], size=size, name=STRANGE)], positions=positions, text=STRANGE,
+                   tokens=[replace(token, text=STRANGE) for token in seen.tokens])  # fmt: skip
+    look.save(tmp_path / "a.html")
+    look.figure(0).save(tmp_path / "b.svg")
+    ElementTree.parse(tmp_path / "b.svg")
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    tab.goto((tmp_path / "a.html").as_uri())
+    cells = tab.locator("#view figure").first.locator("rect.cell")
+    boxes = [cells.nth(i).bounding_box() for i in range(cells.count())]
+    assert len(boxes) == 16 and all(5 < box["width"] < 500 and 5 < box["height"] < 500 for box in boxes)
+    for token, name in ((0, "svg"), (1, "png")):
+        tab.locator("#tokens input").nth(token).check()
+        with tab.expect_download() as download:
+            tab.click(f"#{name}")
+        if name == "svg":
+            ElementTree.parse(download.value.path())
+        else:
+            with Image.open(download.value.path()) as image:
+                assert image.format == "PNG" and image.height > 300
+    tab.close()
+
+
+def test_a_look_is_written_in_a_line_and_its_figure_needs_no_occlusion(seen):
+    for left_out in ((), ("occlusion",), ("occlusion", "rollout", "relevance", "gradient")):
+        look = replace(seen, **dict.fromkeys(left_out))
+        assert len(repr(look)) < 300 and not any(name in repr(look) for name in left_out) and repr(look).isprintable()
+        assert look in [look] and look != replace(look)  # equal to itself only: arrays have no single answer
+        assert look.figure().svg == look._repr_html_() == look.figure("answer", "average" if left_out else "occlusion").svg
+        for token in range(len(look.tokens)):
+            assert look.figure(np.int64(token)).svg == look.figure(token).svg
+    for wrong in (-1, len(seen.tokens), "x", 1.5, None, True, [0]):
+        with pytest.raises(ValueError, match="token must be 0 to 2 or 'answer'"):
+            seen.figure(wrong)

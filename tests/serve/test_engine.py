@@ -37,6 +37,12 @@ class Client:
         if isinstance(event, (Done, Exception)):
             self.end.set()
 
+    @classmethod
+    def answered(cls, vita, engine, text="Again"):
+        client = cls(vita, text)
+        engine.submit(client.job)
+        return client.text
+
     @property
     def text(self):
         assert self.end.wait(20)
@@ -139,3 +145,33 @@ def test_speech_takes_turns_with_answers_and_ends_when_its_client_leaves(vita, e
     while engine.running:
         time.sleep(0.01)
     assert len(spoken) < 10_000 and spoken[-1] is not None
+
+
+def test_a_job_whose_step_is_long_gives_way_and_several_of_them_end(vita, engine):
+    """Answers are complete before the long steps are, whoever comes first, and two long steps do not call each other."""
+    order, clients, released = [], [Client(vita, f"Question {i}") for i in range(6)], threading.Event()
+
+    def long_step(name):
+        def pieces(job):
+            for _ in range(10_000):
+                if released.is_set():
+                    break
+                engine.give_way(0.002)
+                time.sleep(0.001)
+            order.append(name)
+            yield name
+
+        return pieces
+
+    ends, jobs = [threading.Event() for _ in range(2)], []
+    for name, end in zip("ab", ends):
+        jobs.append(PiecesJob(long_step(name), lambda event, end=end: end.set() if event is None or isinstance(event, Exception) else None))
+        engine.submit(jobs[-1])
+    for client in clients:
+        engine.submit(client.job)
+    assert all(client.text for client in clients) and not order
+    released.set()
+    assert all(end.wait(20) for end in ends) and sorted(order) == ["a", "b"]
+    while engine.running:
+        time.sleep(0.01)
+    assert Client.answered(vita, engine)

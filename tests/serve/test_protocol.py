@@ -10,6 +10,10 @@ import torch
 from PIL import Image
 from serving import image_part, served, sound_part, text_part, tiny_vita, user, wav
 
+from vita_ref.files.messages import escaped
+from vita_ref.serve.errors import ProtocolError
+from vita_ref.serve.questions import SAMPLING, check_names, read_sampling
+
 openai = pytest.importorskip("openai", reason="the client of the protocol is not installed: pip install openai")
 
 
@@ -177,7 +181,7 @@ def test_the_model_is_listed_and_another_one_is_not_found(client):
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"extra_body": {"beam": 3}}, "'beam'"),
+        ({"extra_body": {"beam": 3}}, "beam"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
         ({"seed": "x"}, "seed"),
     ],
@@ -186,6 +190,23 @@ def test_an_option_that_is_wrong_or_not_supported_is_an_error_that_names_it(ask,
     with pytest.raises(openai.BadRequestError) as error:
         ask(user("Hi"), **options)
     assert error.value.param == param and error.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("name", [*SAMPLING, "max_tokens"])
+def test_a_value_of_a_wrong_type_is_an_error_that_names_the_field_that_was_given(name):
+    for value in (True, "1", [1], {"a": 1}, float("nan"), float("inf"), -(10**30), 10**400, 1.5):
+        if name == "stop" and value == "1" or value == 1.5 and name in ("temperature", "repetition_penalty"):
+            continue
+        with pytest.raises(ProtocolError) as error:
+            read_sampling({name: value, "logprobs": True})
+        assert error.value.param == name and str(error.value).startswith(f"{name} must be ")
+
+
+@pytest.mark.parametrize("name", ["beam", "x" * 500, "a\nb", "a\0b", "half \ud800", "<b>"])
+def test_a_field_that_there_is_not_is_named_in_one_line_that_can_be_sent(name):
+    with pytest.raises(ProtocolError) as error:
+        check_names({name: 1})
+    assert error.value.param.isprintable() and error.value.param == escaped(name)[:80]
 
 
 def test_options_that_change_nothing_are_accepted(ask):

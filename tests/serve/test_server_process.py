@@ -1,5 +1,6 @@
 """``python -m vita_ref.serve`` as a process: its first line, its flags, its statuses, and how it stops."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from serving import CONFIG, tiny_vita
 
-from vita_ref.serve.__main__ import KEY, main
+from vita_ref import Vita
+from vita_ref.serve import page as page_module
+from vita_ref.serve import start as serve_module
+from vita_ref.serve.__main__ import KEY, listen, main
+from vita_ref.serve.guard import LOCAL
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "vita_ref.serve", "--port", "0", "--model"]
@@ -137,3 +142,52 @@ def test_a_folder_without_a_tokenizer_cannot_be_served(capsys, folder, tmp_path)
         if file.name not in ("vocab.json", "merges.txt", "tokenizer_config.json"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     assert "tokenizer" in check(capsys, "--model", str(tmp_path), "--port", "0")
+
+
+SIZE = 12_000_000  # more than the system keeps of a connection
+HEADS = (b"", b"G", b"GET /health HTTP/1.1\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n")
+
+
+def closed(client):
+    """Whether the server ends a connection, within a minute."""
+    client.settimeout(60)
+    try:
+        while client.recv(65536):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_connections_on_which_nothing_moves_are_closed_and_a_slow_answer_is_not(slow_folder, monkeypatch):
+    """Heads that stop anywhere, as a first request or after another one, and a client that takes nothing of a large page."""
+    monkeypatch.setattr(serve_module, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(page_module, "OTHER", "x" * SIZE)
+    with listen("127.0.0.1", 0) as listening:
+        runner = serve_module.stoppable(Vita.from_pretrained(slow_folder), "small", hosts=LOCAL, addresses=False, key=None)
+        thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            def connect(*pieces):
+                client = socket.create_connection(listening.getsockname())
+                for piece in pieces:
+                    client.sendall(piece)
+                return client
+
+            whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            clients = [connect(whole * n, head) for n in (0, 1, 2) for head in HEADS]
+            lazy = connect(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            given = ask(f"http://127.0.0.1:{listening.getsockname()[1]}", "Hi", 400)  # no byte for longer than the limit
+            assert given["usage"]["completion_tokens"] == 400
+            assert all(map(closed, clients))
+            received = 0
+            lazy.settimeout(60)
+            with contextlib.suppress(ConnectionError):
+                while piece := lazy.recv(1 << 20):
+                    received += len(piece)
+            assert received < SIZE
+        finally:
+            runner.should_exit = True
+            thread.join()

@@ -68,7 +68,7 @@ def test_the_speed_reaches_the_speech(vita, client):
 @pytest.mark.parametrize(
     ("options", "param"),
     [({"input": ""}, "input"), ({"input": "x" * 5000}, "input"), ({"speed": 3}, "speed"), ({"response_format": "aac"}, "response_format"),
-     ({"voice": "nobody"}, "voice"), ({"extra_body": {"pitch": 2}}, "'pitch'")],
+     ({"voice": "nobody"}, "voice"), ({"extra_body": {"pitch": 2}}, "pitch")],
 )  # fmt: skip
 def test_what_cannot_be_spoken_is_an_error_that_names_the_field(client, options, param):
     with pytest.raises(openai.BadRequestError) as error:

@@ -226,6 +226,32 @@ def test_an_answer_is_streamed_with_a_bar_and_stopped_with_escape_or_a_button(vi
     assert ask(page, "What color is the star?")
 
 
+@pytest.mark.parametrize("moment", ["at once", "while it reads", "while it writes"])
+def test_a_new_conversation_has_nothing_of_the_answer_that_it_ended(vita, server, visit, monkeypatch, moment):
+    steps = vita.steps
+    monkeypatch.setattr(vita, "steps", lambda *args, **kw: (time.sleep(0.4) or step for step in steps(*args, **kw)))
+    page = visit(server)
+    page.get_by_role("button", name="Describe the image.").click()
+    if moment == "while it reads":
+        page.get_by_text("Looking at the picture").or_(page.get_by_text("Reading")).wait_for()
+    if moment == "while it writes":
+        page.wait_for_selector("#log > li.assistant .text:not(:empty)")
+    page.get_by_role("button", name="New conversation").click()
+    page.wait_for_selector("#log[aria-busy=false]", state="attached")  # it is empty, so hidden
+    monkeypatch.undo()
+    for _ in range(2):
+        assert page.locator("#log > li").count() == 0 and page.locator("#examples").is_visible()
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+    assert ask(page, "Hello") and page.locator("#log > li").count() == 2
+
+
+def test_a_picture_without_a_word_is_described(vita, server, visit):
+    page = visit(server)
+    give(page, "drop")
+    assert ask(page, "") == vita.respond("Describe the image.", images=[EXAMPLE])
+
+
 def test_a_click_opens_the_page_that_shows_how_an_answer_came_about(server, context, visit):
     page = visit(server)
     page.get_by_role("button", name=EXAMPLES[0]).click()
@@ -239,6 +265,10 @@ def test_a_click_opens_the_page_that_shows_how_an_answer_came_about(server, cont
     tab.wait_for_load_state()
     text = tab.locator("body").inner_text()
     assert EXAMPLES[0] in text and "Blue" in text
+    for button in ("Numbers as JSON", "Figure as SVG", "Figure as PNG"):
+        with tab.expect_download() as download:
+            tab.get_by_role("button", name=button).click()
+        assert download.value.path().stat().st_size > 1000
     assert not problems
     with pytest.raises(sync_api.Error):
         tab.evaluate("localStorage.length")  # it has no origin: it cannot read what the page of the server stores

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..files.messages import shown
 from ..inputs import check_inputs, split_options
 from ..request import Request, as_request, collate
 from ..sampling import Sampling
@@ -60,7 +61,7 @@ class Token:
     top: tuple
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class Look:
     """One answer and where it came from; the module describes the arrays (numpy float32). What was left out is None."""
 
@@ -124,14 +125,21 @@ class Look:
 
         return table(self)
 
-    def figure(self, token="answer", name="occlusion"):
-        """One token, or the mean over the answer, as a figure: ``.svg``, ``.save("x.svg")``, and shown by itself in a notebook."""
+    def figure(self, token="answer", name=None):
+        """One token, or the mean over the answer, as a figure: ``.svg``, ``.save("x.svg")``, and shown by itself in a notebook.
+
+        The map is occlusion, or the average where there is none.
+        """
         from .figure import Figure
 
-        return Figure(self, token, name)
+        return Figure(self, token, name or ("average" if self.occlusion is None else "occlusion"))
 
     def _repr_html_(self):
-        return self.figure("answer", "average" if self.occlusion is None else "occlusion")._repr_html_()
+        return self.figure()._repr_html_()
+
+    def __repr__(self):
+        maps = ", ".join(name for name in MAPS if getattr(self, name) is not None)
+        return f"Look({shown(self.text)}: {len(self.tokens)} of {self.total_tokens} tokens, {len(self.positions)} positions; maps: {maps})"
 
 
 def look(vita, text=None, images=(), audios=(), video=None, *, tokens=None, passes=None, derive=True, progress=None, **options):

@@ -97,8 +97,9 @@ const ofMedium = (kind, medium) => data.positions.filter(p => p.kind === kind &&
 
 // ---- figures of a picture, a sound and the text; values are those of one map
 
+const heightOf = (about, width) => width * Math.min(4, Math.max(1 / 6, about.height / about.width)); // a strip of pixels is drawn wider
 function picture(number, values, width, thumbnail = false) {
-  const about = data.pictures[number], height = width * about.height / about.width;
+  const about = data.pictures[number], height = heightOf(about, width);
   const last = about.grid[0] * about.grid[1];
   const cells = ofMedium("image", number).filter(p => p.row !== undefined && (p.tile === last) === thumbnail);
   const most = strength(values, ofMedium("image", number).map(p => p.index));
@@ -256,7 +257,7 @@ function showTower() {
     byId("tower-view").replaceChildren(svg);
     return;
   }
-  const about = data.pictures[entry.medium], side = Math.round(Math.sqrt(n - 1)), [left, top, right, bottom] = entry.box, width = 320, height = width * about.height / about.width;
+  const about = data.pictures[entry.medium], side = Math.round(Math.sqrt(n - 1)), [left, top, right, bottom] = entry.box, width = 320, height = heightOf(about, width);
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `attention of ${entry.name}` }, draw("image", { href: about.image, width, height, preserveAspectRatio: "none" }));
   for (let i = 1; i < n; i++) {
     const c = Math.floor((i - 1) % side), r = Math.floor((i - 1) / side), w = (right - left) / side * width, h = (bottom - top) / side * height;
@@ -279,7 +280,7 @@ function tokenFigure() {
   const values = mapRow(state.map), token = data.tokens[state.token], parts = [], width = 640;
   let y = 64;
   const put = (svg, w, h) => { svg.setAttribute("x", 20); svg.setAttribute("y", y); svg.setAttribute("width", w); svg.setAttribute("height", h); parts.push(svg); y += h + 14; };
-  data.pictures.slice(0, 4).forEach((about, i) => put(picture(i, values, 320), 320, 320 * about.height / about.width));
+  data.pictures.slice(0, 4).forEach((about, i) => put(picture(i, values, 320), 320, heightOf(about, 320)));
   data.sounds.slice(0, 4).forEach((_, i) => put(sound(i, values, 600), 600, 160));
   const own = data.positions.filter(p => p.kind === "text").slice(0, 400), most = strength(values, own.map(p => p.index));
   let x = 20;
@@ -305,7 +306,8 @@ function save(name, type, content) {
   link.remove();
 }
 function saveFigure(asPng) {
-  const svg = tokenFigure(), text = new XMLSerializer().serializeToString(svg);
+  const svg = tokenFigure(); // XML has no control characters and no halves of surrogate pairs
+  const text = new XMLSerializer().serializeToString(svg).replace(/[^\t\n\r\x20-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd");
   if (!asPng) return save("token.svg", "image/svg+xml", text);
   const image = new Image();
   image.onload = () => {

@@ -121,7 +121,8 @@ def len_of(given):
 def joined_parts(given):
     """A message whose content is a list of parts, ``{"type": "image", "image": ...}`` and so on, with texts and media apart.
 
-    Media in front of all texts have no placeholders, as in a `Request`; others have theirs where they stand.
+    Media in front of all texts have no placeholders, as in a `Request`; others have theirs where they stand. A user's media
+    without any text have no content, which gets `default_content`.
     """
     if not isinstance(given, dict):
         raise ValueError(f"a message must be a dict with role and content, got {shown(given)}")  # noqa: TRY004
@@ -146,6 +147,8 @@ def joined_parts(given):
     leading = re.match(f"(?:{IMAGE}|{AUDIO}|{VIDEO})*", text).end()
     count = sum(map(len, (x if isinstance(x, list) else [x] for x in media.values())))
     in_front = len(re.findall(f"{IMAGE}|{AUDIO}|{VIDEO}", text[:leading])) == count
+    if media and in_front and given.get("role") == "user" and all(part["type"] != "text" for part in content):
+        return {**given, **media, "content": None}
     return {**given, **media, "content": text[leading:] if in_front else text}
 
 

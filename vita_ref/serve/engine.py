@@ -1,7 +1,7 @@
 """The thread that computes. Requests wait in a queue; groups of them take turns, one step each.
 
 A long answer does not keep a short one waiting: up to `MAX_GROUPS` groups are generated at the same time, a token each
-in turn, and a group has up to `MAX_ROWS` answers.
+in turn, and a group has up to `MAX_ROWS` answers. A job whose one step is long, as a page about an answer, gives way inside it.
 
 Test: ``pytest tests/serve/test_engine.py``
 """
@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, vita, *, most_waiting=MAX_WAITING):
         self.vita, self.prefixes, self.running, self.most_waiting = vita, Prefixes(), [], most_waiting
-        self.encoder = vita.chat()
+        self.encoder, self._stepping = vita.chat(), []  # groups whose step has not ended; several if one gives way
         self._waiting, self._change, self._closed, self._stopping = deque(), threading.Condition(), False, False
         self._thread = threading.Thread(target=self._run, name="vita_ref engine", daemon=True)
         self._thread.start()
@@ -125,9 +125,23 @@ class Engine:
             self._fail(job, error)
             return False
 
+    def give_way(self, seconds):
+        """Called inside a step that is long: the other jobs go on for so many seconds, or one step each."""
+        end, others = time.monotonic() + seconds, True
+        while others:
+            if len(self.running) < MAX_GROUPS:
+                self._start(list(self._waiting))
+            others = [group for group in self.running if group not in self._stepping]
+            for group in others:
+                self._step(group)
+            others = others if time.monotonic() < end else []
+
     def _step(self, group):
         """The next step of a group."""
+        if group in self._stepping or group not in self.running:  # another one gave way
+            return
         jobs, steps = group
+        self._stepping.append(group)
         try:
             next(steps)
         except StopIteration:
@@ -142,6 +156,8 @@ class Engine:
                         self._waiting.appendleft(job)
                 else:
                     self._fail(job, error)
+        finally:
+            self._stepping.remove(group)
 
     def _remove(self, job):
         with self._change:

@@ -4,6 +4,7 @@ Test: ``pytest tests/serve/test_looks.py``
 """
 
 import secrets
+import time
 from collections import OrderedDict
 
 from ..analysis.look import look_at
@@ -15,7 +16,7 @@ from .jobs import prompt_of
 from .limits import MAX_LOOKS
 from .questions import read_question
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src data:; sandbox allow-scripts"
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src data:; sandbox allow-scripts allow-downloads"
 
 
 class Looks:
@@ -67,7 +68,7 @@ def look_page(question, text, most_tiles, engine, job):
     heard = [open_sound(question.sources[x])[1] for x in sounds]
     ids = answer.ids or vita.tokenizer.encode(text)
     found = look_at(
-        vita, prepared, answer_ids=ids, media=(shown, heard), question=question.messages[-1].text, progress=until_left(job)
+        vita, prepared, answer_ids=ids, media=(shown, heard), question=question.messages[-1].text, progress=taking_turns(engine, job)
     )
     yield found.html()
 
@@ -78,11 +79,18 @@ def about_picture(medium, file, config, most_tiles):
     return open_picture(file, config, most_tiles if len(medium.data) > 1 else 1)[1]
 
 
-def until_left(job):
-    """Progress of the slow part, which ends it if nobody waits for it. Raises: ProtocolError."""
+def taking_turns(engine, job):
+    """Progress of the slow part, which gives the others half of the time, and ends it if nobody waits for it.
+
+    Raises: ProtocolError.
+    """
+    began = time.monotonic()
 
     def progress(*at):
+        nonlocal began
+        engine.give_way(time.monotonic() - began)
         if not job.go_on():
             raise ProtocolError("the client has left", 499)
+        began = time.monotonic()
 
     return progress

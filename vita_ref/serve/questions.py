@@ -8,12 +8,11 @@ Test: ``pytest tests/serve/test_protocol.py``
 """
 
 import json
-import math
 from dataclasses import dataclass
 from numbers import Real
 
 from ..dialogue.messages import Medium, read_message
-from ..files.messages import shown
+from ..files.messages import escaped, shown
 from ..sampling import TINY, Sampling
 from .errors import ProtocolError
 from .limits import (
@@ -113,7 +112,8 @@ def read_question(body, vita, media=None, *, sources=None):
     used = {part for message in messages for part in message.parts if isinstance(part, Medium)}
     return Question(
         messages, {key: each for key, each in known.items() if each in used}, read_sampling(body), stream,
-        bool(options.get("include_usage")), bool(options.get("include_progress")), typed(body, "logprobs", bool, False), sources,
+        *(bool(typed(options, name, bool, None)) for name in ("include_usage", "include_progress")),
+        typed(body, "logprobs", bool, False), sources,
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def check_names(body):
         if name in NEUTRAL and value not in NEUTRAL[name]:
             raise ProtocolError(f"{name} is not supported here, except {shown(NEUTRAL[name][0])}", param=name)
         if name not in own and name not in NEUTRAL and name not in IGNORED:
-            raise ProtocolError(f"Unrecognized request argument supplied: {shown(name)}", param=shown(name))
+            raise ProtocolError(f"Unrecognized request argument supplied: {shown(name)}", param=escaped(name)[:80])
 
 
 def typed(body, name, kind, default):
@@ -153,18 +153,16 @@ SAMPLING = {  # field -> (type, lowest, highest)
 
 def read_sampling(body):
     """The sampling options of a body. Without a temperature the answer is greedy, as everywhere in this project."""
-    if "max_tokens" in body:
-        if "max_completion_tokens" in body:
-            raise ProtocolError("max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
-        body = body | {"max_completion_tokens": body["max_tokens"]}
+    if "max_tokens" in body and "max_completion_tokens" in body:
+        raise ProtocolError("max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
     values = {}
     for name, bounds in SAMPLING.items():
-        if name == "stop" or name not in body:
+        given = "max_tokens" if name == "max_completion_tokens" and "max_tokens" in body else name
+        if name == "stop" or given not in body:
             continue
         kind, low, high = bounds
-        value = typed(body, name, kind, None)
-        if not (math.isfinite(value) and low <= value <= high):
-            given = "max_tokens" if name == "max_completion_tokens" and "max_tokens" in body else name
+        value = typed(body, given, kind, None)
+        if not low <= value <= high:  # nor NaN
             raise ProtocolError(f"{given} must be {low} to {high}, got {shown(value)}", param=given)
         values[name] = value
     top = values.pop("top_logprobs", None)

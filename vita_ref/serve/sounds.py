@@ -12,7 +12,7 @@ from numbers import Real
 import numpy as np
 import torch
 
-from ..files.messages import shown
+from ..files.messages import escaped, shown
 from .errors import ProtocolError
 from .limits import MAX_SPEECH_CHARACTERS
 from .questions import typed
@@ -41,7 +41,7 @@ def read_speech(body):
     """The body of a request for speech. Raises: ProtocolError."""
     for name in body:
         if name not in ("model", "input", "voice", "speed", "response_format", *IGNORED):
-            raise ProtocolError(f"Unrecognized request argument supplied: {shown(name)}", param=shown(name))
+            raise ProtocolError(f"Unrecognized request argument supplied: {shown(name)}", param=escaped(name)[:80])
     text = typed(body, "input", str, None)
     if not text or not text.strip() or len(text) > MAX_SPEECH_CHARACTERS:
         raise ProtocolError(f"input must be a text of 1 to {MAX_SPEECH_CHARACTERS} characters", param="input")
