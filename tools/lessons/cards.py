@@ -170,7 +170,8 @@ def mutant_of(card):
 
 def write(card, folder):
     """Copies the package into a folder, with the bug in it, and what is needed to search for it."""
-    folder = Path(folder)
+    whole, folder = Path(folder), Path(f"{folder}.new")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     shutil.copytree(ROOT / "vita_ref", folder / "vita_ref", dirs_exist_ok=True)
     (folder / "tools").mkdir(exist_ok=True)
     for name in ("__init__.py", "dump.py"):
@@ -182,6 +183,7 @@ def write(card, folder):
             (folder / "weights" / "demo").symlink_to(demo_folder(), target_is_directory=True)
         except OSError:
             shutil.copytree(demo_folder(), folder / "weights" / "demo")
+    folder.replace(whole)  # at once: an interrupted run leaves no half of a card
 
 
 def load(folder):
@@ -241,7 +243,7 @@ def distance(card, folder, place):
     """
     mutant = mutant_of(card)
     file, _, number = place.rpartition(":")
-    if not file or not number.isdigit():
+    if not file or not number.isdecimal():
         raise ValueError(f"--line must be a file and a line such as decoder.py:88, got {place!r}")
     file = file.replace("\\", "/").split("vita_ref/")[-1]
     if file != mutant.file:
