@@ -190,6 +190,11 @@ def test_whatever_a_function_raises_is_a_report_of_a_few_lines(error):
     assert type(error).__name__ in out and len(out) < 800 and "\x1b" not in out
 
 
+def test_a_method_without_a_return_is_asked_for_one():
+    text = learner.SOLUTIONS[5].replace("        return keys, values\n", "")
+    assert "is a return missing?" in "\n".join(check(run.lesson_of(5), functions(text)).lines)
+
+
 def test_a_function_that_is_stopped_is_not_run_again(tmp_path, capsys):
     write(tmp_path, 1, "calls = []\ndef rms_norm(x, weight, eps):\n    calls.append(1)\n    if len(calls) > 1:\n        print('AGAIN')\n    raise KeyboardInterrupt\n")
     assert run_in(tmp_path, 1) == 1

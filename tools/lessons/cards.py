@@ -183,6 +183,8 @@ def write(card, folder):
             (folder / "weights" / "demo").symlink_to(demo_folder(), target_is_directory=True)
         except OSError:
             shutil.copytree(demo_folder(), folder / "weights" / "demo")
+    if whole.is_dir():
+        whole.rmdir()
     folder.replace(whole)  # at once: an interrupted run leaves no half of a card
 
 

@@ -143,6 +143,9 @@ def attempt(case, my, file=None):
         return Failed(str(error))
     except KeyboardInterrupt as error:
         return Failed(STOPPED, place(error, file))
+    except (TypeError, AttributeError) as error:
+        nothing = "; is a return missing?" if "'NoneType'" in str(error) else ""  # what the function gave cannot be used
+        return Failed(f"{type(error).__name__}: {brief(error)}{nothing}", place(error, file))
     except BaseException as error:  # noqa: BLE001, of the learner's code, exit() included: it is the report
         return Failed(f"{type(error).__name__}: {brief(error)}", place(error, file))
 
