@@ -15,7 +15,8 @@ SCRIPT = Path(gpu.__file__).with_name("gpu.sh")
 
 
 @pytest.mark.parametrize("step", ["golden", "tokens"])
-def test_a_step_that_compares_passes_and_fails_if_the_device_computes_something_else(step, capsys):
+def test_a_step_that_compares_passes_and_fails_if_the_device_computes_something_else(step, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "QUESTIONS", gpu.QUESTIONS[1:3])  # their answers are short
     assert gpu.main([step, "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "ok" in printed and "OFF" not in printed

@@ -26,6 +26,7 @@ from vita_ref import Vita, VitaConfig, splice
 from vita_ref.cli.speak import speech_file
 from vita_ref.decoder import apply_rope, eager_attention, fused_attention, rope_angles
 from vita_ref.fbank import load_sound
+from vita_ref.inputs import Batch
 from vita_ref.masks import SEE_ALL
 from vita_ref.speech import Speech
 from vita_ref.voice.text import prepare_text
@@ -74,16 +75,7 @@ class Run:
     def inputs(self, prompts):
         """What enters the decoder for these prompts: embeds, mask, positions, and the segments of each row."""
         if prompts not in self.passes:
-            calls = []
-            hook = self.decoder.register_forward_pre_hook(
-                lambda module, args, options: calls.append((args, options)), with_kwargs=True
-            )
-            segments = self.vita(**self.arguments(prompts)).segments
-            hook.remove()
-            [(args, options)] = calls
-            embeds = args[0] if args else options["inputs_embeds"]  # [B, S, D]
-            mask, positions = options["attention_mask"], options["position_ids"]  # [B, S] each
-            self.passes[prompts] = SimpleNamespace(embeds=embeds, mask=mask, positions=positions, segments=segments)
+            self.passes[prompts] = self.vita.inputs(Batch(**self.arguments(prompts)))
         return self.passes[prompts]
 
     def lengths(self, prompts):
@@ -130,11 +122,13 @@ class Run:
 
     def encode_sounds(self, frames, count=1):
         """The audio encoder stage by stage: its checks read lengths, which have no values on the meta device."""
-        encoder, bins = self.vita.audio, self.config.audio.num_mel_bins
-        normal = encoder.normalise(torch.empty(count, frames, bins, device="meta"))
-        x = encoder.subsample(normal)  # [N, P, C]
-        lengths = torch.empty(count, device="meta")  # [N]
-        return encoder.adapt(encoder.encode(x, lengths), lengths)
+        if (frames, count) not in self.passes:
+            encoder, bins = self.vita.audio, self.config.audio.num_mel_bins
+            normal = encoder.normalise(torch.empty(count, frames, bins, device="meta"))
+            x = encoder.subsample(normal)  # [N, P, C]
+            lengths = torch.empty(count, device="meta")  # [N]
+            self.passes[frames, count] = encoder.adapt(encoder.encode(x, lengths), lengths)
+        return self.passes[frames, count]
 
     @cached_property
     def sound(self):
