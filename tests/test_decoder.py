@@ -25,8 +25,8 @@ from vita_ref.decoder import (
 )
 from vita_ref.masks import Mask
 
-few = settings(max_examples=25, deadline=None)
-fewer = settings(max_examples=10, deadline=None)
+few = settings(max_examples=15, deadline=None)
+fewer = settings(max_examples=8, deadline=None)
 seeds = st.integers(0, 999)
 TINY = DecoderConfig(41, 14, 23, 3, 6, 2, 10)
 

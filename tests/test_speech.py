@@ -223,7 +223,7 @@ def expected_lengths(sound, count, chunk, padding, window, threshold):
     return [*lengths, len(sound) - sum(lengths)] if count else []
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     count=st.integers(0, 40),
     chunk=st.integers(1, 12),

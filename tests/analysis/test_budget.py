@@ -25,7 +25,7 @@ from vita_ref.generate import main
 from vita_ref.loading import demo_folder
 from vita_ref.request import PreparedRequest, collate
 
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=7, deadline=None)
 PREFIXES = {  # of the parts, in a checkpoint; the longest that matches counts
     "vision": "model.vision_tower.", "projector": "model.mm_projector.", "audio": "model.audio_encoder.",
     "embeddings": "model.embed_tokens.", "layers": "model.", "head": "lm_head.",

@@ -1,6 +1,8 @@
 """Another device than the processor, where there is none: on torch's device meta a tensor that was left on the processor
 beside the others is an error, as on a GPU, and nothing can be read back from it."""
 
+import functools
+
 import pytest
 import torch
 from conftest import GOLDEN
@@ -13,6 +15,7 @@ from vita_ref.scale import METHODS, quantized_linears, use_fast
 CONFIG = Vita.from_pretrained(GOLDEN / "checkpoint").config
 
 
+@functools.cache
 def on_meta(method=None, dtype=torch.bfloat16):
     """The golden model without values, quantised there if a method is named, with the products of the table."""
     with torch.device("meta"):

@@ -34,7 +34,7 @@ NEVER = ["red star", "green triangle", "blue heart", "yellow circle", "purple sq
 STYLES = list(measure.PICTURE_GROUPS.values())
 seeds = st.integers(0, 2**32 - 1)
 styles = st.sampled_from(STYLES)
-quick = settings(deadline=None, max_examples=30)
+quick = settings(deadline=None, max_examples=15)
 
 
 def scene_of(seed, style=world.ORDINARY):
