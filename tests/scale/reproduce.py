@@ -17,7 +17,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.scale import products
 
-FEW = 5  # calls with the products of other classes and with those that "auto" chooses; TIMES with this processor's own
+FEW = 3  # calls with the products of other classes and with those that "auto" chooses; TIMES with this processor's own
 PROMPTS = {"one row": (1, 1), "four rows": (2, 2), "twelve rows": (3, 4), "many rows": (3, 8)}
 GENERATED = {"one row generated": (1, 1), "four rows generated": (4, 5)}
 

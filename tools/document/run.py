@@ -10,6 +10,7 @@ P encoder positions.
 Test: ``pytest tests/tools/test_document_check.py``
 """
 
+import copy
 import math
 import sys
 from dataclasses import replace
@@ -99,7 +100,9 @@ class Run:
     @cached_property
     def four(self):
         """The pass over the document's batch of four."""
-        return self.vita(**self.arguments(FOUR), output_hidden_states=True, output_attentions=True)
+        x = self.inputs(FOUR)
+        given = {"inputs_embeds": x.embeds, "attention_mask": x.mask, "position_ids": x.positions}
+        return self.vita(**given, output_hidden_states=True, output_attentions=True)
 
     @cached_property
     def counted(self):
@@ -162,7 +165,10 @@ class Run:
 
     def attention_row(self, prompt):
         """The last layer's attention weights of the first position after the text, [H, T]."""
-        return self.vita(**self.arguments([prompt]), output_attentions=True).attentions[-1][0, :, prompt[0]]
+        x, last = self.inputs((prompt,)), copy.copy(self.decoder)
+        last._modules = self.decoder._modules | {"layers": self.decoder.layers[-1:]}  # the map's shape needs no other layer
+        out = last(x.embeds, attention_mask=x.mask, position_ids=x.positions, output_attentions=True)
+        return out.attentions[-1][0, :, prompt[0]]
 
     def generated_shape(self, prompts, new, include_prompt=True):
         """The shape that `generate` returns. It depends on lengths only, so a narrow model on the CPU generates."""
