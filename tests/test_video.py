@@ -7,6 +7,8 @@ import os
 import struct
 import sys
 import time
+import weakref
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -19,10 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import grid_sample
 
-from vita_ref import video
+from vita_ref import VitaConfig, video
+from vita_ref.analysis import sources
 from vita_ref.files import films, media
 from vita_ref.files.films import _upright, is_constant
 from vita_ref.image import open_image
+from vita_ref.request import Request, load_video
 from vita_ref.video import frame_indices, iterate_frames, load_frames, slow_fast
 
 av = pytest.importorskip("av")
@@ -669,3 +673,28 @@ def test_what_is_no_file_in_a_folder_of_frames_is_refused(tmp_path, kind):
     target = {"device": "/dev/zero", "loop": place, "missing": tmp_path / "nowhere"}.get(kind)
     os.mkfifo(place) if kind == "pipe" else place.mkdir() if kind == "folder" else place.symlink_to(target)
     assert "2.png" in refusal(load_frames, tmp_path)
+
+
+@pytest.mark.parametrize("ratio", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("kind", ["folder", "animation"])
+@pytest.mark.parametrize("reader", [load_video, lambda *request: sources.open_video(*request)[0]])
+def test_one_large_frame_is_in_memory_at_a_time(tmp_path, monkeypatch, reader, kind, ratio):
+    frames = [Image.new("RGB", (40, 30 + 10 * (i % 2)), (50 * i, 0, 0)) for i in range(5)]
+    for i, frame in enumerate(frames):
+        frame.save(tmp_path / f"{i}.png")
+    path = tmp_path
+    if kind == "animation":
+        path = tmp_path / "all.gif"
+        frames = [grey_image(5 * i) for i in range(5)]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000)
+    opened, alive = video.open_image, []
+
+    def counted(source):
+        assert not any(reference() for reference in alive)
+        image = opened(source)
+        alive.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(video, "open_image", counted)
+    config = replace(VitaConfig.preset("demo"), image_aspect_ratio=ratio)
+    assert len(reader(Request("", video=path), config)) == len(alive) == 5

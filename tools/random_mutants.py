@@ -223,6 +223,16 @@ def choose(seed, count, files=TESTS):
     return list(itertools.islice(filter(is_other_program, drawn), count))
 
 
+def survivors(path):
+    """The bugs of a file of results that no test found. Raises: ValueError if the source has changed since."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    found = [Change(*(row[name] for name in Change._fields)) for row in rows if row["failure"] is None]
+    for change in found:
+        if source(change.file)[change.start : change.stop] != change.old.encode():
+            raise ValueError(f"{change.file}, line {change.line}: the source has changed since {path} was written")
+    return found
+
+
 def source(file):
     return (ROOT / "vita_ref" / file).read_bytes()
 
@@ -304,12 +314,14 @@ def main(argv=None):
     p.add_argument("--file", choices=TESTS, action="append", help="only bugs of this file; repeatable")
     p.add_argument("--limit", type=int, default=240, help="seconds of processor time for one bug (default: 240)")
     p.add_argument("--out", metavar="FILE", help="append the results to this file, and skip what it has")
+    p.add_argument("--again", metavar="FILE", help="only the bugs that survived in this file of results")
     p.add_argument("--list", action="store_true", help="print the bugs and run no test")
     p.add_argument("--unchecked", action="store_true", help="do not run the tests of the unchanged files first")
     p.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th bug, from the I-th on: for several processes")
     a = p.parse_args(argv)
     part, parts = map(int, a.part.split("/"))
-    chosen = choose(a.seed, a.count, a.file or TESTS)[part - 1 :: parts]
+    chosen = survivors(a.again) if a.again else choose(a.seed, a.count, a.file or TESTS)
+    chosen = chosen[part - 1 :: parts]
     if a.list:
         for change in chosen:
             print(json.dumps(change._asdict()))

@@ -32,6 +32,7 @@ from .files.pictures import file_of, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
 
 
 def load_tiles(
@@ -43,7 +44,7 @@ def load_tiles(
     Shapes: -> [N, 3, tile, tile] float32. N is columns * rows, plus 1 if there is a thumbnail.
     Raises: ValueError for what `open_image` cannot read or `tile_grid` does not accept.
     """
-    image = open_image(source)
+    image = _open(source)
     columns, rows = tile_grid(*image.size, tile=tile, max_tiles=max_tiles, min_tiles=min_tiles)
     if columns * rows * tile * tile > MAX_TILE_PIXELS:
         raise ValueError(f"{columns} x {rows} tiles of {tile} x {tile} pixels are too many: lower max_tiles")
@@ -65,6 +66,12 @@ def open_image(source):
     Shapes: an array is [Y, X], [Y, X, 3] or [Y, X, 4], grey, RGB or RGBA.
     Raises: ValueError with the name of the file if it is missing, damaged, too large or not an image.
     """
+    image = _open(source)
+    return image.copy() if image is source else image
+
+
+def _open(source):
+    """`open_image`, but a PIL image that needs no change is returned itself: a copy can need 0.7 GB."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -75,7 +82,7 @@ def open_image(source):
             check_array(source)
             return to_rgb(Image.fromarray(np.ascontiguousarray(source)))
         if isinstance(source, Image.Image):
-            return to_rgb(ImageOps.exif_transpose(source))
+            return to_rgb(source if _is_upright(source) else ImageOps.exif_transpose(source))
         with Image.open(file_of(source)) as image, quiet_stderr(image.format == "TIFF"):
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
@@ -84,6 +91,11 @@ def open_image(source):
     except (Image.DecompressionBombError, *READ_ERRORS) as error:
         reason = reason_of(error)
     raise ValueError(f"cannot read {name}: {reason}")
+
+
+def _is_upright(image):
+    """Whether a PIL image can be used as it is: EXIF turns nothing, and no later `seek` changes its pixels."""
+    return image.getexif().get(EXIF_ORIENTATION, 1) == 1 and not getattr(image, "is_animated", False)
 
 
 def tile_grid(width: int, height: int, *, tile: int = 448, max_tiles: int = 12, min_tiles: int = 1) -> tuple[int, int]:
@@ -162,7 +174,7 @@ def load_square(
         raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")
     if tile < 1:
         raise ValueError(f"tile must be at least 1 pixel, got {tile}")
-    image = open_image(source)
+    image = _open(source)
     (width, height), short, long = image.size, min(image.size), max(image.size)
     if max(tile * tile, long * long if fit == "pad" else tile * tile * long // short) > MAX_PIXELS:
         raise ValueError(f"{width} x {height} is too long and thin for fit={fit!r}: crop the image, or use load_tiles")
@@ -182,6 +194,8 @@ def _pad(image, tile, mean):
     from PIL import Image
 
     side = max(image.size)
+    if image.size == (side, side):
+        return image.resize((tile, tile))
     square = Image.new("RGB", (side, side), tuple(int(m * 255) for m in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square.resize((tile, tile))

@@ -11,6 +11,7 @@ Test: ``pytest tests/test_request.py``
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -147,12 +148,16 @@ def load_video(request, config):
     """The chosen frames of a video, each [1, 3, tile, tile]; a tensor [N, 3, Y, X] is already normalised."""
     if isinstance(request.video, torch.Tensor):
         return list(check_pixels(request.video, config.vision, "a video", (4,)).split(1))
-    c, frames = config.vision, video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
-    options = {"tile": c.image_size, "mean": c.image_mean, "std": c.image_std}
+    frames = video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames)
+    return list(map(frame_reader(config), frames))  # a loop would keep a frame while the next is read
+
+
+def frame_reader(config):
+    """The function from a video frame to its tile [1, 3, tile, tile]: stretched, cropped or padded, as the checkpoint says."""
+    options = {"tile": config.vision.image_size, "mean": config.vision.image_mean, "std": config.vision.image_std}
     if config.image_aspect_ratio == "stretch":
-        return [image.load_tiles(frame, max_tiles=1, **options) for frame in frames]
-    fit = "pad" if config.image_aspect_ratio == "pad" else "crop"
-    return [image.load_square(frame, fit=fit, **options) for frame in frames]
+        return partial(image.load_tiles, max_tiles=1, **options)
+    return partial(image.load_square, fit="pad" if config.image_aspect_ratio == "pad" else "crop", **options)
 
 
 def load_audio(source, config):

@@ -188,10 +188,14 @@ def _film_frames(path, options):
 
 
 def _timed(frames, seconds):
-    """Images with their times in the video, as ``image.info["seconds"]``."""
-    for frame, time in zip(frames, seconds):
-        frame.info["seconds"] = time
-        yield frame
+    """Images with their times in the video, as ``image.info["seconds"]``. None is kept while the next is read."""
+    seconds = iter(seconds)
+
+    def timed(frame):
+        frame.info["seconds"] = next(seconds)
+        return frame
+
+    return map(timed, frames)
 
 
 def _film_indices(times, fps, options, name):
@@ -264,6 +268,7 @@ def _read_images(folder, files):
         if pixels > media.MAX_FOLDER_PIXELS:
             raise ValueError(f"cannot read {media.cut(folder)}: its frames have more than {media.MAX_FOLDER_PIXELS:,} pixels")
         yield image
+        del image  # before the next is read, so that one is in memory
 
 
 def _distinct_indices(num_frames, fps, options):

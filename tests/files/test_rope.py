@@ -54,6 +54,27 @@ def test_the_setting_of_qwen2_5_keeps_the_first_24_pairs_and_slows_the_last_24()
     assert (between < 1).all() and (between > 0.25).all() and (between.diff() < 0).all()
 
 
+@pytest.mark.parametrize(
+    ("theta", "config", "want"),
+    [  # head_dim 16, factor 4: what transformers 5.24 gives
+        (1e6, {"length": 32768},
+         [1.0, 0.177828, 0.0316228, 0.00421756, 0.0005, 4.4457e-05, 7.90569e-06, 1.40585e-06]),
+        (1e4, {"length": 2},  # both limits are at the first pair
+         [1.0, 0.0790569, 0.025, 0.00790569, 0.0025, 0.000790569, 0.00025, 7.90569e-05]),
+        (1e4, {"length": 4096, "truncate": False},
+         [1.0, 0.316228, 0.1, 0.0286136, 0.00655697, 0.00128563, 0.00025, 7.90569e-05]),
+    ],
+)  # fmt: skip
+def test_rates_of_yarn_are_those_of_transformers(theta, config, want):
+    got, scale = rates(16, theta, YarnConfig(4.0, config.pop("length"), **config))
+    assert got.tolist() == pytest.approx(want, rel=1e-5)
+    assert scale.tolist() == pytest.approx([1.138629436] * 8, rel=1e-6)
+
+
+def test_rates_of_yarn_are_on_the_device_of_the_positions():
+    assert all(x.is_meta for x in rope_angles(ONE.to("meta"), 16, 1e6, YarnConfig(4.0, 32768)))
+
+
 @few
 @given(st.sampled_from([4, 8, 64]), st.sampled_from([1e2, 1e4, 1e6]), st.floats(1, 64), st.integers(10, 10**5))
 def test_every_rate_lies_between_the_plain_one_and_that_divided_by_the_factor(size, theta, factor, length):

@@ -18,6 +18,7 @@ import torch
 from .. import fbank, image, video
 from ..checks.media import as_picture, as_waveform, check_request
 from ..files.media import cut
+from ..request import frame_reader
 
 ENVELOPE = 800  # at most so many intervals of a waveform are kept
 
@@ -100,11 +101,11 @@ def open_video(request, config):
     """The chosen frames as one tensor [N, 3, Y, X], and the fields of a `Picture` for each."""
     if isinstance(request.video, torch.Tensor):
         return request.video, [{"name": f"frame {i}"} for i in range(len(request.video))]
-    c, fit = config.vision, "pad" if config.image_aspect_ratio == "pad" else "crop"
     tiles, about, name = [], [], name_of(request.video, "video")
     for frame in video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames):
         about.append({"name": name, "size": frame.size, "seconds": float(frame.info["seconds"])})
-        tiles.append(image.load_square(frame, tile=c.image_size, fit=fit, mean=c.image_mean, std=c.image_std))
+        tiles.append(frame_reader(config)(frame))
+        del frame  # before the next is read
     return torch.cat(tiles), about
 
 

@@ -14,10 +14,13 @@ LEVELS = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)  # 8 bits fo
 
 
 def to_rgb(image):
-    """A PIL image of any mode as RGB. What needs much memory is done in bands."""
+    """A PIL image of any mode as RGB: itself if it is. What needs much memory is done in bands."""
     from PIL import Image
 
     check_pixels(*image.size)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        image.load()
+        return image
     if not image.mode.startswith(("I", "F")) and not image.has_transparency_data:
         return image.convert("RGB")
     height = max(1, BAND_PIXELS // image.width)
