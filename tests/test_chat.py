@@ -1,9 +1,11 @@
 """A conversation answers each turn as one prompt with the same ids would be answered, and reads only what is new."""
 
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from test_model import (
 )
 
 from vita_ref.chat import Conversation
-from vita_ref.dialogue.messages import text_pieces
+from vita_ref.dialogue.messages import read_message, text_pieces
 from vita_ref.files.template import ChatTemplate
 from vita_ref.files.tokenizer import load_tokenizer
 
@@ -475,6 +477,38 @@ def test_a_stream_can_be_stopped_from_another_thread_and_only_one_thread_may_ans
         worker.join(30)
     assert stream.result.finish_reason == "stopped" and len(stream.result.token_ids) == 2
     assert len(chat.messages) == 2 and chat.ask("why", max_new_tokens=2)
+
+
+def test_threads_that_ask_at_once_are_answered_or_refused_and_the_cache_is_whole():
+    """Each thread waits while its question is read, so that all are read before the first is answered."""
+    chat, options, outcomes = MODEL.chat(eos_token_id=(), **OPTIONS), {"images": PICTURES[1]}, []
+    chat.ask("what")
+    start = threading.Barrier(5)
+
+    def slow(given, common, vita, known):
+        time.sleep(0.02)
+        return read_message(given, common, vita, known)
+
+    def ask(i):
+        start.wait(30)
+        try:
+            chat.ask(f"{i} what", **options)
+            outcomes.append(i)
+        except ValueError as error:
+            outcomes.append(str(error))
+
+    with patch("vita_ref.chat.read_message", slow):
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert len(outcomes) == 5 and all(isinstance(x, int) or "answer" in x for x in outcomes)
+    assert len(chat.messages) == 2 + 2 * sum(isinstance(x, int) for x in outcomes) > 2
+    result = chat.ask("why", details=True)
+    other = MODEL.chat(eos_token_id=(), **OPTIONS)
+    other._messages = chat._messages[:-2]
+    assert other.ask("why", details=True).token_ids == result.token_ids
 
 
 def test_messages_have_the_answer_while_it_is_generated():

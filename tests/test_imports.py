@@ -52,7 +52,7 @@ SUB_PACKAGES = {  # what a learner skips: the files and packages that each of th
         *("request", "sampling", "scale", "speech", "splice", "video"),
     },
     "dialogue": {"checks", "files", "prompt", "request"},
-    "serve": {"analysis", "answer", "chat", "cli", "dialogue", "files", "inputs", "loading", "model", "request", "sampling"},
+    "serve": {"analysis", "answer", "chat", "cli", "dialogue", "files", "inputs", "loading", "model", "sampling"},
     "cli": {"analysis", "chat", "checks", "files", "loading", "model", "request", "sampling", "scale", "voice"},
 }
 USES = {  # the sub-packages that a reading file imports at its top
@@ -73,7 +73,7 @@ USES = {  # the sub-packages that a reading file imports at its top
 USES_WHEN_CALLED = {  # what is imported inside a function, so that a request that does not need it does not load it
     "fields": {"files"},
     "loading": {"scale"},
-    "chat": {"cli"},
+    "chat": {"analysis", "cli"},
     "model": {"analysis", "chat", "loading", "saving", "voice"},
 }
 AT_THE_TOP = {"torch", "numpy", "safetensors"}

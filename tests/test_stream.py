@@ -34,6 +34,27 @@ def test_pieces_and_details_are_the_answer_of_respond(options):
     assert [kind for kind, *_ in result.segments].count("image") == 1
 
 
+@pytest.mark.parametrize("details", [False, True])
+def test_errors_are_returned_where_that_is_asked_for_and_options_out_of_range_are_not(details):
+    vita = tiny_vita()
+    vita.decoder.lm_head.weight[0, 0] = torch.nan
+    cases = [(MODEL, {"images": "no such.png"}, "no such.png"), (MODEL, {"max_new_tokens": 10**6}, "positions"), (vita, {}, "not finite|NaN")]
+    for model, question, message in cases:
+        question = {"text": "what", "details": details, **OPTIONS, **question}
+        error = model.respond(**question, errors="return")
+        assert isinstance(error, ValueError)
+        with pytest.raises(ValueError, match=message) as raised:
+            model.respond(**question)
+        assert str(raised.value) == str(error) or model is vita
+    for wrong in ({"temperature": -1}, {"top_k": -2}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            MODEL.respond("what", details=details, errors="return", **wrong)
+    with pytest.raises(TypeError, match="tmperature"):
+        MODEL.respond("what", details=details, errors="return", tmperature=1)
+    good = MODEL.respond("what", details=details, errors="return", **OPTIONS)
+    assert (good.text if details else good) == MODEL.respond("what", **OPTIONS)
+
+
 def test_log_probabilities_are_those_of_the_model_before_temperature_and_filters():
     result = MODEL.respond("what is this", details=True, top=3, temperature=3.0, top_k=5, seed=1, **OPTIONS)
     prompt = MODEL.prepare(Request("what is this")).ids.tolist()

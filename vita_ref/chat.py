@@ -15,6 +15,7 @@ Test: ``pytest tests/test_chat.py``
 """
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from .answer import Control, run_answers
+from .checks.media import check_text
 from .checks.rows import DEFAULT_NEW_TOKENS
 from .dialogue.messages import (
     READING,
@@ -40,7 +42,7 @@ from .inputs import (
     spliced_inputs,
     split_options,
 )
-from .prompt import TEMPLATES, encode_prompt, own_template
+from .prompt import TEMPLATES, adds_bos, encode_prompt
 from .request import Request, check_positions
 from .sampling import Sampling
 from .stream import Stream
@@ -62,9 +64,14 @@ class Conversation:
     def __init__(self, vita, system=None, *, overflow="error", tools=None, **options):
         if overflow not in ("error", "drop_oldest"):
             raise ValueError(f"overflow must be 'error' or 'drop_oldest', got {shown(overflow)}")
+        check_text(system, "system")
+        if not (tools is None or isinstance(tools, (list, tuple)) and all(isinstance(each, Mapping) for each in tools)):
+            raise ValueError(f"tools must be a list of JSON schemas, got {shown(tools)}")
         turn_options(options)
         self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, options
         self._messages, self._media, self._stream = [], {}, None
+        self._last = None, None  # the last answer as a message, and its prompt
+        self._lock = threading.Lock()  # while a question is read: of two threads, the second ends the first one's or is refused
         self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what is in the cache
 
     # ---- what a user does
@@ -75,6 +82,8 @@ class Conversation:
     ) -> Any:  # fmt: skip
         """The answer to the next question, as `Vita.respond` gives it. ``role`` may be another one, such as "tool"."""
         result = self.stream(text, images, audios, video, **options).finish()
+        if result is None:
+            raise ValueError("this question was not answered: another thread asked the next one before it began")
         return result if details else result.text
 
     def stream(
@@ -86,10 +95,11 @@ class Conversation:
         Options are as for `Vita.stream`; they hold for this question.
         Raises: ValueError if the question cannot be answered; the conversation is then as before.
         """
-        self._settle()
         own = {name: value for name, value in options.items() if name in READING}
         given = {"role": role, "content": text, "images": images, "audios": audios, "video": video} | own
-        return self._start([*self._messages, self._message(given, options)], progress, options)
+        with self._lock:
+            self._settle()
+            return self._start([*self._messages, self._message(given, options)], progress, options)
 
     def reply(self, messages: Sequence[Mapping], *, progress: Callable | None = None, **options: Any) -> Stream:
         """The answer to a whole list of messages, as a client of a server sends it, as a `Stream`.
@@ -97,14 +107,15 @@ class Conversation:
         The list replaces the messages of this conversation. What it has in common with them is not read again, and an
         answer that comes back unchanged keeps the ids that were generated.
         """
-        self._settle()
         if not isinstance(messages, (list, tuple)) or not messages:
             raise ValueError(f"messages must be a list of at least one message, got {shown(messages)}")
-        read = [self._message(given, options) for given in messages]
-        for new, old in zip(read, self._messages):
-            if new.role == old.role == "assistant" and new.text.strip() == old.text.strip():
-                new.ids, new.rest, new.state = old.ids, old.rest, old.state
-        return self._start(read, progress, options)
+        with self._lock:
+            self._settle()
+            read = [self._message(given, options) for given in messages]
+            for new, old in zip(read, self._messages):
+                if new.role == old.role == "assistant" and new.text.strip() == old.text.strip():
+                    new.ids, new.rest, new.state = old.ids, old.rest, old.state
+            return self._start(read, progress, options)
 
     @property
     def messages(self) -> list[dict]:
@@ -118,11 +129,31 @@ class Conversation:
 
     def undo(self) -> None:
         """Removes the last question and what followed it. Raises: ValueError if there is none."""
+        with self._lock:
+            self._settle()
+            places = [i for i, message in enumerate(self._messages) if message.role == "user"]
+            if not places:
+                raise ValueError("there is no question to undo")
+            del self._messages[places[-1] :]
+
+    def look(self, **options: Any) -> Any:
+        """What the last answer was made of, as `Vita.look` gives it. Raises: ValueError if there is no answer.
+
+        Options: ``tokens``, ``passes``, ``derive`` and ``progress``, as for `Vita.look`.
+        """
+        from .analysis.turn import look_at_turn
+
         self._settle()
-        places = [i for i, message in enumerate(self._messages) if message.role == "user"]
-        if not places:
-            raise ValueError("there is no question to undo")
-        del self._messages[places[-1] :]
+        i = next((i for i, m in reversed([*enumerate(self._messages)]) if m.role == "assistant"), None)
+        if i is None:
+            raise ValueError("there is no answer to look at")
+        answer, before, (common, sampling) = self._messages[i], self._messages[:i], turn_options(self.options)
+        prompt = {"raw": common.get("raw", False), "system": common.pop("system", self.system)}
+        elements = self._last[1] if self._last[0] is answer else self.fit(before, sampling.max_new_tokens, prompt)[0]
+        ids = answer.ids or self.vita.tokenizer.encode(answer.text)
+        if not ids:
+            raise ValueError("the last answer is empty: there is nothing to look at")
+        return look_at_turn(self.vita, elements, before, ids, common, **options)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the conversation as JSON, with its media in it. The generator of the options is left out."""
@@ -180,7 +211,7 @@ class Conversation:
     def _encode(self, pieces, raw):
         """Texts, media and lists of ids as one list of ids and media."""
         tokenizer, elements = self.vita.tokenizer, []
-        bos = raw or not own_template(tokenizer, self.vita.config.template, self.tools)
+        bos = raw or adds_bos(tokenizer, self.vita.config.template)
         for piece in pieces:
             if isinstance(piece, str):
                 ids = encode_prompt(piece, tokenizer, bos=bos)
@@ -197,7 +228,7 @@ class Conversation:
     def _turn(self, messages, elements, options, control, notes):
         """Generates the answer to a list of messages, which become those of the conversation together with it."""
         before, reply, answer = self._messages, Message({"role": "assistant", "content": ""}, [""]), None
-        self._messages = [*messages, reply]
+        self._messages, self._last = [*messages, reply], (reply, elements)
         try:
             for [answer] in run_answers(
                 self.vita, lambda: self._inputs(elements, control, notes), 1, options, control, self._cache

@@ -240,13 +240,19 @@ class Vita(nn.Module):
         """The answer to a question with images and sounds (see `Request`), as a string; with ``details`` as a `Result`.
 
         Options are the other fields of `Request`, and those of `Sampling`: by default greedy, with at most 256 new
-        tokens. A state mark at the beginning is removed.
+        tokens. A state mark at the beginning is removed. With ``errors="return"`` a ValueError is returned if the question
+        cannot be answered.
         Raises: ValueError for media that cannot be read, or that the checkpoint cannot take.
         """
-        if details:
-            return self.stream(text, images, audios, video, **options).finish()
-        request, options = split_options(options, Request, Sampling)
-        return self.respond_batch([Request(text, images, audios, video, **request)], **options)[0]
+        progress = {"progress": options.pop("progress")} if details and "progress" in options else {}
+        request, sampling = split_options(options, Request, Sampling)
+        if not details:
+            return self.respond_batch([Request(text, images, audios, video, **request)], **sampling)[0]
+        returned = ValueError if Sampling(**sampling).check().errors == "return" else ()
+        try:
+            return self.stream(text, images, audios, video, **options, **progress).finish()
+        except returned as error:
+            return error
 
     def stream(self, text=None, images=(), audios=(), video=None, *, progress=None, **options):
         """The answer to one question as a `Stream` of pieces, made while it is iterated. Options are as for `respond`.

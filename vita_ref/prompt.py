@@ -105,7 +105,7 @@ def chat_text(
         raise ValueError("there are two system texts, system= and the first message: leave one out")
     if system is None and not begins:
         system = default_system
-    if own := own_template(tokenizer, template, tools):
+    if own := own_template(tokenizer, template, tools, messages):
         first = [{"role": "system", "content": system}] if system is not None and not begins else []
         return own.render([*first, *messages], tools, add_generation_prompt)
     if tools:
@@ -116,10 +116,16 @@ def chat_text(
     return render(messages, system=system, **options)
 
 
-def own_template(tokenizer, template, tools=None):
+def own_template(tokenizer, template, tools=None, messages=()):
     """The chat template of a checkpoint's folder if it is to be rendered, None if one of `TEMPLATES` is used instead."""
     own = tokenizer.chat_template if template in FOLDERS_OWN else None  # other families keep the layout of their training
-    return own if own and (tools or not own.is_chatml) else None
+    known = {each["role"] for each in messages} <= TEMPLATES[template].blocks.keys()
+    return own if own and (tools or not known or not own.is_chatml) else None
+
+
+def adds_bos(tokenizer, template):
+    """Whether the tokenizer may put a BOS token in front of a conversation: where no template of the folder decides it."""
+    return template not in FOLDERS_OWN or not tokenizer.chat_template
 
 
 def expand_media(text, template="chatml", *, images=0, frames=0):

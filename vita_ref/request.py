@@ -29,7 +29,7 @@ from .checks.rows import room
 from .files.messages import counted, shown
 from .files.sounds import too_short
 from .inputs import Batch
-from .prompt import chat_text, encode_prompt, expand_media, own_template, place_media
+from .prompt import adds_bos, chat_text, encode_prompt, expand_media, place_media
 from .splice import check_counts, runs
 
 DESCRIBE = {"image": "Describe the image.", "video": "Describe the video."}
@@ -87,7 +87,7 @@ def prepare_request(request, config, tokenizer):
     images = [*images[:before], *frames, *images[before:]]
     sounds = [load_audio(source, config) for source in request.audios]
     placeholders = {"image_token_index": config.image_token_index, "audio_token_index": config.audio_token_index}
-    bos = request.raw or not own_template(tokenizer, config.template)
+    bos = request.raw or adds_bos(tokenizer, config.template)
     ids = encode_prompt(text, tokenizer, images=len(images), audios=len(sounds), bos=bos, **placeholders)
     if not ids:
         raise ValueError("the prompt is empty: there is nothing to answer")

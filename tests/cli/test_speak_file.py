@@ -13,8 +13,8 @@ from command_line import call, check_user_error, write_tiny
 from conftest import GOLDEN
 
 from vita_ref import Vita
-from vita_ref.cli.output import complete_file
 from vita_ref.cli.speak import speech_file
+from vita_ref.files.output import complete_file
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,22 @@
 
 import errno
 import io
+import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from vita_ref import Vita
+from vita_ref.analysis.look import look_at
 from vita_ref.chat import main
 from vita_ref.cli import talk
 from vita_ref.loading import demo_folder
@@ -59,6 +63,25 @@ def test_commands_add_media_undo_and_save(run, vita, tmp_path):
     assert loaded == (0, chat.ask("And the circle?", max_new_tokens=1) + "\n", "")
 
 
+def test_look_writes_a_page_about_the_last_answer_and_overwrites_no_file_that_was_not_named(run, vita, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vita_ref.analysis.turn.look_at", partial(look_at, derive=False))
+    first = f"/image {IMAGE}\nWhat color is the star?\n/look\n/look 'my page.html'\n"
+    status, out, err = run(first + "Where is it?\n/look\n/undo\n/look my page.html\n")
+    assert status == 0 and [line for line in err.splitlines() if "page" in line] == err.splitlines()
+    assert sorted(os.listdir()) == ["look-2.html", "look.html", "my page.html"] and err.count("\n") == 2
+    data = {name: page_data(name) for name in os.listdir()}
+    assert {name: each["question"] for name, each in data.items()} == {
+        "look.html": "What color is the star?", "look-2.html": "Where is it?", "my page.html": "What color is the star?"
+    }  # fmt: skip
+    assert all(each["pictures"][0]["name"] == "example.jpg" for each in data.values())
+    assert [data["look.html"]["text"], data["look-2.html"]["text"]] == out.splitlines()
+
+
+def page_data(name):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', Path(name).read_text("utf-8"))[1])
+
+
 def test_help_lists_every_command_and_quit_ends(run):
     status, out, err = run("/help\n/quit\nWhat?\n")
     assert (status, out) == (0, "")
@@ -72,6 +95,8 @@ def test_help_lists_every_command_and_quit_ends(run):
         ("/image no such.png\n", "'no such.png': no such file"),
         ("/image\n", "give the name of a file"),
         ("/undo\n", "there is no question to undo"),
+        ("/look\n", "there is no answer to look at"),
+        ("/look /no/such/folder/a.html\n", "/look '/no/such/folder/a.html': its folder does not exist"),
         ("/save /no/such/folder/c.json\n", "cannot write '/no/such/folder/c.json'"),
         (f"/audio {IMAGE}\n\n", "example.jpg"),
     ],
@@ -79,6 +104,15 @@ def test_help_lists_every_command_and_quit_ends(run):
 def test_an_error_in_a_pipe_ends_it_with_one_line_and_status_2(run, lines, message):
     status, out, err = run(lines + "What?\n")
     assert (status, out) == (2, "") and err.startswith("vita_ref: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("space", [" ", "\t", "  "])
+def test_line_ends_and_marks_of_windows_and_any_white_space_behind_a_command_are_read(run, vita, mark, end, space):
+    lines = [f"/image{space}{IMAGE}", "What color is the star?", "/undo", "/quit", "/nothing"]
+    status, out, err = run(mark + "".join(line + end for line in lines))
+    assert (status, out, err) == (0, vita.chat().ask("What color is the star?", images=IMAGE) + "\n", "")
 
 
 def test_a_space_in_front_makes_a_question_of_a_slash(run, vita):
@@ -179,6 +213,10 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends_the_program():
         terminal.until("half a line")
         terminal.wait_until_it_waits()
         terminal.type("\x03")  # gives up the line
+        terminal.until("> ")
+        terminal.type("/look /dev/null\n")
+        terminal.until("occlusion: ")
+        terminal.type("\x03")  # gives up the page
         terminal.until("> ")
         terminal.type("/nothing\n")
         terminal.until("there is no command '/nothing'")

@@ -3,10 +3,15 @@
 import base64
 import builtins
 import json
+import os
+import stat
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_model import BINS, CONFIG, PIXELS, noise, tiny_vita
 
@@ -52,6 +57,20 @@ def test_a_loaded_conversation_goes_on_as_the_saved_one(saved):
     assert (loaded.system, loaded.overflow, loaded.options) == (chat.system, chat.overflow, json.loads(json.dumps(chat.options)))
 
 
+def test_ids_that_are_no_tokens_come_back_too(tmp_path):
+    """An embedding table may have more rows than there are tokens, and a random model answers with all of them."""
+    vita = tiny_vita(seed=4)
+    known = range(20)
+    vita.tokenizer.__class__ = type("Few", (type(vita.tokenizer),), {"__contains__": lambda self, i: i in known})
+    for seed in range(4):
+        chat = vita.chat(temperature=3.0, seed=seed, **OPTIONS)
+        ids = chat.ask("what", details=True).token_ids
+        assert any(i not in known for i in ids)
+        chat.save(tmp_path / "c.json")
+        loaded = Conversation.load(tmp_path / "c.json", vita)
+        assert loaded.ask("why", details=True).token_ids == chat.ask("why", details=True).token_ids
+
+
 def test_tiles_of_pictures_and_other_tensors_come_back_with_the_same_bits(saved):
     chat, path = saved
     before, after = ([p.data for m in each._messages for p in m.parts if not isinstance(p, str)] for each in (chat, load(path)))
@@ -80,12 +99,29 @@ def test_messages_of_a_loaded_conversation_can_be_sent_again(saved):
 def test_what_cannot_be_written_is_an_error_and_leaves_the_old_file(saved, tmp_path):
     chat, path = saved
     content = path.read_bytes()
-    with pytest.raises(ValueError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(ValueError, match="cannot write .*: its folder does not exist"):
         chat.save(tmp_path / "none" / "c.json")
     wrong = MODEL.chat(tools=[{"x": {1, 2}}])
     with pytest.raises(ValueError, match="JSON cannot hold"):
         wrong.save(path)
     assert path.read_bytes() == content
+
+
+def test_only_the_named_file_is_written_and_links_and_pipes_stay_what_they_are(saved, tmp_path):
+    chat, _ = saved
+    beside, link, pipe = tmp_path / "c.json.part", tmp_path / "link.json", tmp_path / "pipe"
+    beside.write_text("mine")
+    link.symlink_to(tmp_path / "c.json")
+    chat.save(link)
+    assert link.is_symlink() and load(tmp_path / "c.json").messages
+    os.mkfifo(pipe)
+    got = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    chat.save(pipe)
+    reader.join(30)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and got == [(tmp_path / "c.json").read_bytes()]
+    assert beside.read_text() == "mine" and sorted(x.name for x in tmp_path.iterdir()) == ["c.json", "c.json.part", "link.json", "pipe"]
 
 
 def test_another_checkpoint_is_refused(saved):
@@ -138,6 +174,44 @@ DAMAGED = [
 ]
 
 
+def places(value, *path):
+    """The places of all values inside a JSON value."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in items:
+        yield from places(each, *path, name)
+
+
+ANY = st.sampled_from([None, True, 0, -1, 10**12, 1.5, "", "x", "a\ud800", "<image>", [], {}, [[]], [0], ["a"], {"a": 1}])
+
+
+@settings(derandomize=True, deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), change=st.sampled_from(["replace", "remove", "add"]))
+def test_a_file_that_is_changed_anywhere_is_refused_in_one_line_or_goes_on(saved, tmp_path, data, change):
+    content = json.loads(saved[1].read_text(encoding="utf-8"))
+    *names, last = data.draw(st.sampled_from(list(places(content))))
+    inside = content
+    for name in names:
+        inside = inside[name]
+    if change == "remove":
+        del inside[last]
+    elif change == "add" and isinstance(inside, list):
+        inside.insert(last, data.draw(ANY))
+    else:
+        inside[last] = data.draw(ANY)
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        chat = load(path)
+        assert isinstance(chat.messages, list)
+        chat.ask("so", max_new_tokens=1)
+        chat.save(path)
+        chat.undo()
+    except ValueError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+
+
 @pytest.mark.parametrize("change", DAMAGED)
 def test_a_damaged_file_is_refused_in_one_line(saved, tmp_path, change):
     content = json.loads(saved[1].read_text(encoding="utf-8"))
@@ -153,7 +227,7 @@ def test_a_damaged_file_is_refused_in_one_line(saved, tmp_path, change):
 def test_a_file_that_is_no_conversation_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "c.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    for given in (path, tmp_path / "none.json"):
+    for file in (path, tmp_path / "none.json"):
         with pytest.raises(ValueError, match="c.json|none.json") as caught:
-            load(given)
+            load(file)
         assert len(str(caught.value).splitlines()) == 1

@@ -157,7 +157,12 @@ def test_a_setting_that_is_not_supported_is_refused_by_its_part_and_name(tmp_pat
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"size": {"height": 448, "width": 448}}, "size (other than"), ({"resample": 2}, "resample"), ({"do_resize": False}, "do_resize")],
+    [
+        ({"size": {"height": 448, "width": 448}}, "size (other than"),
+        ({"resample": 2}, "resample"),
+        ({"do_resize": False}, "do_resize"),
+        *(({"rescale_factor": factor}, "rescale_factor (other than 1/255)") for factor in (1.0, 0, 1 / 127.5, "x", [1])),
+    ],
 )
 def test_a_picture_processor_that_does_something_else_is_refused(tmp_path, changes, word):
     folder = write_folder(tmp_path, RAW["hf"], preprocessor_config=PIXELS | changes)

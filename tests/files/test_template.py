@@ -5,17 +5,20 @@
 
 import builtins
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 from golden.templates import make
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_model import CONFIG
 
 from vita_ref.files.template import ChatTemplate
 from vita_ref.files.tokenizer import load_tokenizer
-from vita_ref.prompt import chat_text, encode_prompt, own_template
+from vita_ref.prompt import adds_bos, chat_text, encode_prompt, own_template
 from vita_ref.request import Request, prepare_request
 
 EXPECTED = json.loads((make.HERE / "expected.json").read_text(encoding="utf-8"))
@@ -44,8 +47,7 @@ def test_texts_and_ids_are_those_of_transformers(tokenizers, case):
     tokenizer, conversation = tokenizers[case["template"]], dict(make.CONVERSATIONS[case["conversation"]])
     text = chat_text(conversation.pop("messages"), tokenizer, "chatml", **conversation)
     assert text == case["text"]
-    bos = not own_template(tokenizer, "chatml", conversation.get("tools"))
-    assert encode_prompt(text, tokenizer, bos=bos) == case["ids"]
+    assert encode_prompt(text, tokenizer, bos=adds_bos(tokenizer, "chatml")) == case["ids"]
 
 
 def test_every_template_and_conversation_is_in_the_golden_file():
@@ -130,6 +132,64 @@ def test_plain_chatml_is_recognised_and_written_as_jinja_writes_it(tmp_path, tem
         assert chat_text(messages, tokenizer, "chatml", **conversation) == tokenizer.chat_template.render(
             messages, **conversation
         )
+
+
+SPACE = st.sampled_from(["", "", "", " ", "\n", "\n\n", "\t", " \n ", "\r\n"])
+SYSTEM = st.sampled_from(["Be brief.", "", " a ", "a\nb", "a\\nb", "a\\tb", "It\\'s", "{{x}}", "{% raw %}", "%}\n", "-%} b", "{# c #}", "é", "a' + 'b"])
+TAG = re.compile(r"(\{[%{])(.*?)([%}]\})", re.DOTALL)
+ANY_ROLE = [{"role": "user", "content": " a "}, {"role": "assistant", "content": "b\n"}, {"role": "developer", "content": "c"}]
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(data=st.data(), system=SYSTEM, has_system=st.booleans(), dashes=st.booleans(), messages=st.integers(1, 3))
+def test_white_space_dashes_and_escapes_are_written_as_jinja_writes_them(tmp_path_factory, data, system, has_system, dashes, messages):
+    """Whether it is recognised as ChatML or rendered: the text is that of Jinja, and no BOS token is put in front."""
+    draw = lambda what: data.draw(what)
+    source = make.QWEN2.replace("You are a helpful assistant.", system) if has_system else make.CHATML
+
+    def vary(tag):
+        left, right = (draw(st.sampled_from(["-", ""])) if dashes else "" for _ in "lr")
+        return f"{draw(SPACE)}{tag[1]}{left} {tag[2].strip()} {right}{tag[3]}{draw(SPACE)}"
+
+    if draw(st.integers(0, 3)):
+        source = TAG.sub(vary, source)
+    folder = folder_of(tmp_path_factory.mktemp("t"), source, add_bos_token=True)
+    tokenizer, messages = load_tokenizer(folder), ANY_ROLE[:messages]
+    try:
+        expected = tokenizer.chat_template.render(messages)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            chat_text(messages, tokenizer, "chatml")
+        return
+    text = chat_text(messages, tokenizer, "chatml")
+    assert text == expected
+    assert encode_prompt(text, tokenizer, bos=adds_bos(tokenizer, "chatml")) == list(tokenizer.encode(text))
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    fields=st.dictionaries(
+        st.sampled_from(["content", "tool_calls", "name", "reasoning", "thinking", "reasoning_content"]), st.sampled_from([None, "", "hm"])
+    ),
+    tools=st.sampled_from([None, [], [{}]]),
+)  # fmt: skip
+def test_a_template_gets_the_fields_and_tools_that_transformers_gives_it(tmp_path_factory, fields, tools):
+    """What is None is left out, and reasoning has all of its names. Tools that are an empty list are one."""
+    source = "{{ tools is none }}{% for m in messages %}{% for k in m | sort %}{{ k }}={{ m[k] }};{% endfor %}{% endfor %}"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", **fields}]
+    folder = folder_of(tmp_path_factory.mktemp("t"), source)
+    text = chat_text(messages, load_tokenizer(folder), "chatml", tools=tools)
+    given_ = {name: x for name, x in fields.items() if x is not None}
+    thoughts = [given_[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given_]
+    if thoughts:
+        given_ = {"thinking": thoughts[0], **given_, "reasoning_content": thoughts[0]}
+    assert text == f"{tools is None}content=a;role=user;" + "".join(f"{k}={x};" for k, x in sorted({**given_, "role": "assistant"}.items()))
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        return
+    other = PreTrainedTokenizerFast(tokenizer_file=str(make.HERE / "tokenizer.json"), chat_template=source)
+    assert text == other.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize(

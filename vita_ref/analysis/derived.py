@@ -18,10 +18,11 @@ import torch
 from ..masks import Mask
 
 
-def backward_maps(decoder, run, points, token_ids, relevance=True):
+def backward_maps(decoder, run, points, token_ids, relevance=True, before=lambda: None):
     """Rollout, relevance and gradient maps of each explained token, as a dict of [n, T] float32.
 
-    ``points`` are the n columns that the tokens were chosen from. Without ``relevance`` only the rollout.
+    ``points`` are the n columns that the tokens were chosen from. Without ``relevance`` only the rollout. ``before`` is
+    called before each product, and may raise an exception that ends all.
     Source: rollout, Abnar and Zuidema 2020; relevance, Chefer et al. 2021 (self-attention rules), whose matrices are
     multiplied from the top here, by one row for each token.
     """
@@ -45,6 +46,7 @@ def backward_maps(decoder, run, points, token_ids, relevance=True):
         mean = weights.detach()[0].float().mean(0)  # [T, T]
         rollout = 0.5 * rollout + 0.5 * rollout @ mean  # [n, T]
         for i in range(n if relevance else 0):
+            before()
             last = i == n - 1
             to_x, to_map = torch.autograd.grad(out, (x, weights), grads[i : i + 1], retain_graph=not last)
             useful = (to_map[0] * weights.detach()[0]).float().clamp(min=0).mean(0)  # [T, T]

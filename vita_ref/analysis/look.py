@@ -186,7 +186,8 @@ def look_at(
         progress(f"{'no occlusion' if passes == 0 else plan}{relevance}")
     found = arrays(vita, run, explained, length + len(points) - 1)
     if kept and not notes:
-        found |= slow_maps(vita, run, points, explained, notes)
+        before = lambda: progress and progress(0, plan.passes)  # which may end it
+        found |= slow_maps(vita, run, points, explained, notes, before)
     if kept and passes != 0:
         found |= covered(vita, run, plan, points, explained, positions, pictures, sounds, progress)
     elif kept:
@@ -279,10 +280,10 @@ def arrays(vita, run, ids, total):
             "head_norms": derived.head_norms(decoder, run, n).numpy(), **numbers}  # fmt: skip
 
 
-def slow_maps(vita, run, points, ids, notes):
+def slow_maps(vita, run, points, ids, notes, before):
     """Rollout, relevance and gradient; without the last two for weights that have no gradients."""
     try:
-        maps = derived.backward_maps(vita.decoder, run, points, ids)
+        maps = derived.backward_maps(vita.decoder, run, points, ids, before=before)
     except (RuntimeError, NotImplementedError) as error:
         notes.append(f"relevance was left out: these products have no gradient ({str(error).splitlines()[0]:.120})")
         with torch.no_grad():

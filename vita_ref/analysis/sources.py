@@ -63,7 +63,7 @@ def open_media(request, config):
     if needs_vision and config.vision is None or needs_audio and config.audio is None:
         return request, None, None  # `prepare_request` refuses it
     most = config.max_tiles if request.max_tiles is None else request.max_tiles
-    opened = [open_picture(source, config.vision, most) for source in request.images]
+    opened = [open_picture(source, config, most) for source in request.images]
     images, pictures = [x for x, _ in opened], [about for _, about in opened]
     frames, film = (None, []) if request.video is None else open_video(request, config)
     heard = [open_sound(source) for source in request.audios]
@@ -87,14 +87,15 @@ def name_of(source, kind):
     return kind
 
 
-def open_picture(source, vision, max_tiles):
+def open_picture(source, config, max_tiles):
     """(what the request gets, the fields of its `Picture` without tiles)."""
-    name, source = name_of(source, "picture"), as_picture(source, vision)
+    name, source = name_of(source, "picture"), as_picture(source, config.vision)
     if isinstance(source, torch.Tensor):
         return source, {"name": name, "grid": (len(source), 1)}
-    opened = image.open_image(source)
-    columns, rows = image.tile_grid(*opened.size, tile=vision.image_size, max_tiles=max_tiles)
-    return opened, {"name": name, "size": opened.size, "grid": (columns, rows), "thumbnail": columns * rows > 1}
+    opened, limits = image.open_image(source), {"max_tiles": max_tiles, "min_tiles": min(config.min_tiles, max_tiles)}
+    columns, rows = image.tile_grid(*opened.size, tile=config.vision.image_size, **limits)
+    thumbnail = config.use_thumbnail and columns * rows > 1
+    return opened, {"name": name, "size": opened.size, "grid": (columns, rows), "thumbnail": thumbnail}
 
 
 def open_video(request, config):

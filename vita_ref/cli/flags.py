@@ -9,10 +9,10 @@ import torch
 
 from ..checks.devices import as_device
 from ..files.messages import shown
+from ..files.output import check_output
 from ..loading import DTYPES
 from ..sampling import Sampling
 from .help import Formatter, grouped_help
-from .output import check_output
 from .terminal import one_line
 
 EPILOG = """examples:

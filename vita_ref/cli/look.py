@@ -3,11 +3,13 @@
 Test: ``pytest tests/cli/test_page_flags.py``
 """
 
+import itertools
+import os
 import sys
 
 from ..analysis.look import look_at_request
+from ..files.output import complete_file
 from .flags import sampling_options
-from .output import complete_file
 from .terminal import watched
 
 
@@ -20,10 +22,22 @@ def show_look(vita, requests, load_seconds, args):
         print(look.table() + "\n")
     print(look.text, flush=True)
     if args.page:
-        with complete_file(args.page, "--page") as file:
-            look.save(file)
+        write_page(look, args.page, "--page")
     if watched(args):
         print(f"load_s {load_seconds:.4f}, {len(look.positions)} positions, {look.plan}", file=sys.stderr)
+
+
+def write_page(look, path, flag):
+    """Writes the page, which is complete or not there; ``flag`` is what named it. Raises: ValueError."""
+    with complete_file(path, flag) as file:
+        look.save(file)
+
+
+def free_name(path):
+    """The name of a file, or where there is one already, the next with a number: look.html, look-2.html, ..."""
+    stem, end = os.path.splitext(path)
+    names = (f"{stem}-{i}{end}" if i > 1 else path for i in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def reporter():

@@ -7,7 +7,7 @@ import threading
 import torch
 
 from ..files.messages import shown
-from .output import complete_file
+from ..files.output import complete_file
 
 
 class Stopped(Exception):

@@ -20,6 +20,7 @@ import torch
 
 from ..chat import Conversation
 from ..files.messages import shown
+from ..files.output import check_output
 from ..model import Vita
 from ..request import Request
 from .flags import (
@@ -33,6 +34,7 @@ from .flags import (
     world_size,
 )
 from .help import Formatter
+from .look import free_name, reporter, write_page
 from .requests import SYSTEM_LIMIT, read_text
 from .terminal import exit_status, loading_bar, reading_bar, user_message, watched
 
@@ -98,11 +100,15 @@ class Talk:
         with line_editing(self.terminal), at_prompt(self.terminal):
             while not self.ended and (line := self.read_line()) is not None:
                 try:
-                    self.take(line.rstrip("\n"))
+                    self.take(line.strip("\r\n\ufeff"))  # a pipe of Windows has other line ends, and may begin with a mark
                 except Exception as error:
                     if not self.terminal or (message := user_message(error)) is None:
                         raise
                     print(f"vita_ref: {message}", file=sys.stderr)
+                except KeyboardInterrupt:  # while media are read or a page is made: gives it up
+                    if not self.terminal:
+                        raise
+                    print(file=sys.stderr)
 
     def read_line(self):
         """The next line; None at the end of the input. In a terminal, Ctrl-C gives up the line."""
@@ -125,8 +131,8 @@ class Talk:
 
     def take(self, line):
         """A line: a command, a question, or nothing. A question may begin with a space in front of its slash."""
-        name, _, rest = line.partition(" ")
         if line.startswith("/"):
+            name, rest = [*line.split(None, 1), ""][:2]
             if name not in COMMANDS:
                 raise ValueError(f"there is no command {shown(name)}: /help lists them; a space in front makes it a question")
             COMMANDS[name].run(self, rest.strip())
@@ -173,6 +179,27 @@ class Talk:
     def save(self, name):
         self.chat.save(given(name))
 
+    def look(self, name):
+        """Writes the page about the last answer. In a terminal, Ctrl-C gives it up."""
+        told = self.terminal or watched(self.args)
+        path = given(name) if name else free_name("look.html")
+        check_output(path, "/look")
+        write_page(self.interruptible_look(reporter() if told else lambda *at: None), path, "/look")
+        if told or not name:
+            print(f"vita_ref: {shown(os.path.abspath(path))} has the page: open it in a browser", file=sys.stderr)
+
+    def interruptible_look(self, report):
+        """The `Look` of the last answer. Ctrl-C ends it between two products: torch imports more on the way."""
+        stopped = threading.Event()
+
+        def progress(*at):
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            report(*at)
+
+        with handled(lambda number, frame: stopped.set(), self.terminal):
+            return self.chat.look(progress=progress)
+
     def quit(self, rest):
         self.ended = True
 
@@ -197,6 +224,7 @@ COMMANDS = {
     "/video": Command(Talk.add_video, "PATH", "adds a video to the next question"),
     "/undo": Command(Talk.undo, "", "removes the last question and its answer"),
     "/save": Command(Talk.save, "PATH", "writes the conversation, with its media, to a file (--load reads it)"),
+    "/look": Command(Talk.look, "[FILE]", "writes a page that shows where the last answer came from (look.html)"),
     "/help": Command(Talk.help, "", "lists the commands"),
     "/quit": Command(Talk.quit, "", "ends the conversation, as Ctrl-D does"),
 }

@@ -21,6 +21,7 @@ import torch
 
 from ..checks.media import check_pixels, check_sound
 from ..files.messages import one_line_errors, shown
+from ..files.output import complete_file
 from ..files.values import check_depth, read_text
 from .messages import Medium, Message, medium
 
@@ -29,7 +30,7 @@ MOST_PIXELS = 500_000_000  # of all media of a file
 
 
 def save(chat, path):
-    """Writes a conversation. A file that is there is replaced once the new one is complete."""
+    """Writes a conversation. A file that is there is replaced once the new one is complete; a device or a pipe is written to."""
     media = list(dict.fromkeys(p for message in chat._messages for p in message.parts if isinstance(p, Medium)))
     place = {each: i for i, each in enumerate(media)}
     options = {name: x for name, x in chat.options.items() if name != "generator"}
@@ -39,16 +40,13 @@ def save(chat, path):
     content["messages"] = [message_json(message, place) for message in chat._messages]
     content["media"] = [medium_json(each, chat.vita.config) for each in media]
     try:
-        text = json.dumps(content, ensure_ascii=False, indent=1)
+        text = json.dumps(content, ensure_ascii=False, indent=1).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"the conversation has a value that JSON cannot hold: {error}") from None
-    try:
-        new = f"{os.fspath(path)}.part"
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(new, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {shown(path)}: {error.strerror}") from None
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"a conversation is saved to a path, got {shown(path)}")  # noqa: TRY004
+    with complete_file(path, "cannot write") as name, open(name, "wb") as file:
+        file.write(text)
 
 
 def message_json(message, place):
@@ -173,15 +171,18 @@ def decode(text):
 def restore(saved, media, vita):
     """A message from its JSON. Raises: ValueError for texts, media and ids that it cannot have."""
     fields, parts, ids = checked(saved["fields"], dict), checked(saved["parts"], list), saved["ids"]
-    if not isinstance(fields.get("role"), str) or not isinstance(fields.get("content"), (str, type(None))):
+    if not isinstance(fields.get("role"), str) or not isinstance(fields.get("content", 0), (str, type(None))):
         raise ValueError(f"a message must have a role and a content, got {shown(fields)}")  # noqa: TRY004
     if not all(type(part) in (str, int) for part in parts) or any(type(p) is int and p < 0 for p in parts):
         raise ValueError(f"the parts of a message must be texts and numbers of media, got {shown(parts)}")
-    if ids is not None and not all(type(i) is int and i in vita.tokenizer for i in checked(ids, list)):
-        raise ValueError("the ids of an answer are no tokens of this checkpoint")
+    rows = vita.config.decoder.vocab_size  # which may be more than there are tokens
+    if ids is not None and not all(type(i) is int and 0 <= i < rows for i in checked(ids, list)):
+        raise ValueError("the ids of an answer are no ids of this checkpoint")
     state = saved["state"]
     if not isinstance(saved["rest"], str) or not isinstance(state, (str, type(None))):
         raise ValueError("the rest and the state of an answer must be texts")  # noqa: TRY004
+    if ids is not None and fields["content"] is None:
+        raise ValueError("an answer must have a content")
     parts = [media[part] if type(part) is int else part for part in parts]
     by_kind = {kind: [p.data for p in parts if isinstance(p, Medium) and p.kind == kind] for kind in ("image", "audio", "frame")}
     given = {"images": by_kind["image"], "audios": by_kind["audio"]}

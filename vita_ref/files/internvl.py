@@ -169,7 +169,9 @@ def _transformers_pictures(raw, path, vision):
     check_supported(path, supported)
     file, pixels = _processor(path.parent)
     size, side = section(pixels, file, "size"), vision["image_size"]
+    factor = first(pixels, "rescale_factor", default=1 / 255)
     supported = {
+        "rescale_factor (other than 1/255)": isinstance(factor, float) and abs(factor * 255 - 1) < 1e-6,
         "size (other than the image_size of vision_config)": size in ({}, {"height": side, "width": side}),
         "resample (other than 3, bicubic)": first(pixels, "resample", default=3) == 3,
         **{key: flag(pixels, file, key, True) for key in ("do_resize", "do_rescale", "do_normalize")},

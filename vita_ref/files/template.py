@@ -19,8 +19,8 @@ from .values import read_text
 LARGEST_POWER, LONGEST_TEXT = 64, 2**20  # of the numbers and repeated texts that a template may compute
 MOST_TEMPLATES = 64
 
-# The tokens of plain ChatML: an optional default system block, every message between its role and the end mark, and the
-# generation prompt. White space between tokens and the dashes that strip it make no difference in it.
+# The tokens of plain ChatML, `stripped`: an optional default system block, every message between its role and the end
+# mark, and the generation prompt.
 _FOR, _END_FOR, _END_IF = "{%for message in messages%}", "{%endfor%}", "{%endif%}"
 _DEFAULT = "{%if loop.first and messages[0]['role'] != 'system'%}{{'<|im_start|>system\\n", "<|im_end|>\\n'}}" + _END_IF
 _MESSAGE = "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
@@ -61,32 +61,48 @@ class ChatTemplate:
     @functools.cached_property
     def is_chatml(self):
         """Whether the default template is plain ChatML with or without a default system text."""
-        text = re.sub(r"\s*-?(%\}|\}\})\s*", r"\1", re.sub(r"\s*(\{%|\{\{)-?\s*", r"\1", self.texts["default"].strip()))
-        text = text.replace("\n", "\\n")
+        text = stripped(self.texts["default"]).replace("\n", "\\n")
         before, after = _DEFAULT
         middle = text.removeprefix(_FOR).removesuffix(_MESSAGE + _END_FOR + _PROMPT)
         if text != _FOR + middle + _MESSAGE + _END_FOR + _PROMPT:
             return False
         system = middle.removeprefix(before).removesuffix(after)
-        return middle == "" or middle == before + system + after and "'" not in system
+        special = re.search(r"'|\\(?!n)|\{[{%#]|[}%#]\}", system)
+        return middle == "" or middle == before + system + after and system != "" and not special
 
     def render(self, messages, tools=None, add_generation_prompt=True):
         """The text of a conversation, by the template "tool_use" if there are tools and a template of this name.
 
         Raises: ValueError if the template refuses these messages, is damaged, or does what the sandbox forbids.
         """
-        source = self.texts["default"] if not tools else self.texts.get("tool_use", self.texts["default"])
+        source = self.texts["default"] if tools is None else self.texts.get("tool_use", self.texts["default"])
         if tools and "tools" not in source:
             raise ValueError("the chat template of this checkpoint takes no tools: leave them out")
         try:
             template = compiled(source)
-            options = {"tools": tools or None, "documents": None, "add_generation_prompt": add_generation_prompt}
-            return template.render(messages=messages, **options, **self.tokens)
+            options = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+            return template.render(messages=[template_message(each) for each in messages], **options, **self.tokens)
         except ImportError:
             raise ValueError("the chat template of this checkpoint needs jinja2: pip install jinja2") from None
         except (Exception, RecursionError) as error:  # noqa: BLE001 - a template may raise anything
             reason = escaped(" ".join(str(error).split()) or type(error).__name__)[:300]
             raise ValueError(f"the chat template of this checkpoint cannot write these messages: {reason}") from None
+
+
+def stripped(text):
+    """A template without the white space that Jinja strips around tags (`compiled` has its options) and inside them."""
+    text = re.sub(r"\r\n?", "\n", text).removesuffix("\n")
+    text = re.sub(r"(?m)^[^\S\n]+(?=\{%)", "", text)  # lstrip_blocks
+    text = re.sub(r"%\}\n", "%}", text)  # trim_blocks
+    text = re.sub(r"\s+(?=\{[%{]-)", "", re.sub(r"(?<=-[%}]\})\s+", "", text))  # dashes
+    return re.sub(r"\s*-?([%}]\})", r"\1", re.sub(r"(\{[%{])-?\s*", r"\1", text))
+
+
+def template_message(message):
+    """A message as transformers gives it to a template: without what is None, and with the names of its reasoning."""
+    given = {name: x for name, x in message.items() if x is not None}
+    thought = next((given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None)
+    return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}
 
 
 @functools.lru_cache(maxsize=8)

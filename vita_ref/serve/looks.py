@@ -6,12 +6,10 @@ Test: ``pytest tests/serve/test_looks.py``
 import secrets
 from collections import OrderedDict
 
-import torch
-
 from ..analysis.look import look_at
 from ..analysis.sources import open_picture, open_sound
+from ..analysis.turn import prepare_elements
 from ..dialogue.messages import Medium, Message
-from ..request import PreparedRequest
 from .errors import ProtocolError
 from .jobs import prompt_of
 from .limits import MAX_LOOKS
@@ -64,9 +62,7 @@ def look_page(question, text, most_tiles, engine, job):
     elements = [whole[x] if isinstance(x, Medium) else x for x in elements]
     media = [x for x in elements if isinstance(x, Medium)]
     images, sounds = ([x for x in media if (x.kind == "audio") is wanted] for wanted in (False, True))
-    index = {False: vita.config.image_token_index, True: vita.config.audio_token_index}
-    ids = torch.tensor([index[x.kind == "audio"] if isinstance(x, Medium) else x for x in elements])
-    prepared = PreparedRequest(ids, [x.data for x in images], [x.data for x in sounds])
+    prepared = prepare_elements(elements, vita.config)
     shown = [about_picture(x, question.sources[x], vita.config, most_tiles) for x in images]
     heard = [open_sound(question.sources[x])[1] for x in sounds]
     ids = answer.ids or vita.tokenizer.encode(text)
@@ -79,7 +75,7 @@ def look_page(question, text, most_tiles, engine, job):
 def about_picture(medium, file, config, most_tiles):
     """What is known of a picture: its name, its size, and its grid of tiles."""
     file.seek(0)
-    return open_picture(file, config.vision, most_tiles if len(medium.data) > 1 else 1)[1]
+    return open_picture(file, config, most_tiles if len(medium.data) > 1 else 1)[1]
 
 
 def until_left(job):

@@ -1,6 +1,6 @@
 """A file that is complete or not there: written under another name, and renamed at the end.
 
-Test: ``pytest tests/cli/test_speak.py``
+Test: ``pytest tests/cli/test_speak_file.py``
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from ..files.messages import shown
+from .messages import shown
 
 
 def check_output(path, flag="--speak"):
