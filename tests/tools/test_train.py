@@ -371,7 +371,7 @@ def test_what_is_saved_loads_strictly_and_is_the_model_that_was_trained(tmp_path
 def trained(tmp_path_factory):
     """The folder of one command in a process of its own, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, TRAINER, "--work", str(folder), "--smallest", "--seed", "3"]
+    command = [sys.executable, TRAINER, "--work", str(folder), "--smallest", "--seed", "3", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -403,7 +403,7 @@ def test_the_tokenizer_and_the_weights_of_a_seed_are_the_same_in_another_process
     tokenizer(), shutil.copy(tokenizer_folder() / "tokenizer.model", tmp_path)
     assert (tmp_path / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
     for name in ("vision", "decoder"):
-        monkeypatch.setattr(sys, "argv", ["train.py", "--work", str(tmp_path), "--smallest", "--seed", "3", "--only", name])
+        monkeypatch.setattr(sys, "argv", ["train.py", "--work", str(tmp_path), "--smallest", "--seed", "3", "--threads", "1", "--only", name])
         train.main()
         again, first = (saved(place, name)["model"] for place in (tmp_path, folder))
         assert again.keys() == first.keys() and all(again[k].equal(v) for k, v in first.items())
