@@ -372,7 +372,8 @@ def trained(tmp_path_factory):
     """The folder of one command in a process of its own, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
     command = [sys.executable, TRAINER, "--work", str(folder), "--smallest", "--seed", "3", "--threads", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    one = os.environ | {"OMP_NUM_THREADS": "1"}  # as here, also while modules are imported, which compute the table of codes
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=one)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
