@@ -6,6 +6,7 @@ unharmed package. The probe says what is wrong, not where. A bug is mended when 
 Test: ``pytest tests/tools/test_lessons_more.py``
 """
 
+import functools
 import importlib.util
 import shutil
 import sys
@@ -209,13 +210,19 @@ def forget():
         del sys.modules[name]
 
 
-@torch.inference_mode()
-def symptoms(card, folder):
-    """(what was probed, whether it is right, how it shows) of a copy."""
+@functools.cache
+def expected_of(probe):
+    """What a probe gives of the unharmed package."""
     import vita_ref
     from tools.lessons.demo import demo
 
-    expected = card.probe(vita_ref, demo())
+    return probe(vita_ref, demo())
+
+
+@torch.inference_mode()
+def symptoms(card, folder):
+    """(what was probed, whether it is right, how it shows) of a copy."""
+    expected = expected_of(card.probe)
     try:
         got = card.probe(*load(folder))
     except Exception as error:  # noqa: BLE001, of a copy that a learner is working on
