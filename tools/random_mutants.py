@@ -36,7 +36,7 @@ from tools.mutants import ROOT, copy_project
 TESTS = {  # file of vita_ref/ -> its tests, the quickest to find a bug first
     "splice.py": "test_splice.py test_golden_splice.py test_batches.py test_model.py test_devices.py",
     "cache.py": "test_cache.py test_batches.py test_decoder.py test_model.py test_devices.py",
-    "sampling.py": "test_sampling.py test_batches.py checks/test_arguments.py test_devices.py",
+    "sampling.py": "test_sampling.py test_batches.py checks/test_arguments.py test_devices.py test_stream.py test_generate.py",
     "decoder.py": "test_decoder.py test_golden_text.py files/test_rope.py test_model.py test_batches.py test_devices.py",
     "masks.py": "test_masks.py test_decoder.py test_batches.py test_devices.py",
     "fbank.py": "test_fbank.py test_audio.py",
@@ -45,10 +45,10 @@ TESTS = {  # file of vita_ref/ -> its tests, the quickest to find a bug first
     "audio.py": "test_audio.py test_golden_splice.py test_devices.py analysis/test_trace.py",
     "image.py": "test_image.py test_request.py",
     "video.py": "test_video.py test_request.py",
-    "inputs.py": "test_model.py test_batches.py test_golden_splice.py checks test_devices.py test_chat.py",
+    "inputs.py": "test_model.py test_batches.py test_golden_splice.py checks test_devices.py test_chat.py test_stream.py",
     "request.py": "test_request.py test_model.py test_batches.py analysis/test_budget.py checks cli",
     "model.py": "test_model.py test_golden_splice.py test_batches.py test_generate.py checks test_stream.py test_chat.py test_devices.py",
-    "scale/int8.py": "scale/test_int8.py scale/test_reproducible.py scale/test_products.py",
+    "scale/int8.py": "scale/test_int8.py scale/test_reproducible.py scale/test_products.py files/test_stored.py tools/test_quantize.py",
 }
 
 
