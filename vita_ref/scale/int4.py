@@ -232,6 +232,7 @@ def assign(owner, leaf, tensor):
     elif leaf == "weight_scale":
         owner.set_scale(tensor)
     elif tensor.is_floating_point():
+        owner.outputs, owner.inputs = tensor.shape  # of a process's part, if the decoder is split
         nibbles, scale = quantize(tensor, owner.group)
         owner.set_nibbles(nibbles)
         owner.set_scale(scale)
