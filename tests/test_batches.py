@@ -27,7 +27,7 @@ from test_model import (
 
 from vita_ref.inputs import audio_features
 
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=10, deadline=None)
 sides = st.sampled_from(["left", "right"])
 MODELS = {side: tiny_vita(tokenizer_padding_side=side) for side in ("left", "right")}
 MODEL = MODELS["right"]

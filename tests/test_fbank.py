@@ -55,7 +55,7 @@ def slow_log_mel(samples, bins, size, shift):
     return torch.tensor(rows)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(
     bins=st.sampled_from([7, 13]),
     length=st.sampled_from([8.0, 25.0]),
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_read_gives_one_line_with_its_name_and_the_reason(
 
 # ---- hostile files
 
-hostile = settings(deadline=None, max_examples=60, derandomize=True)
+hostile = settings(deadline=None, max_examples=30, derandomize=True)
 KINDS = ("WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "FLAC", "MP3")
 
 

@@ -17,7 +17,7 @@ from vita_ref.splice import runs, shared_position_ids, splice
 IMAGE, AUDIO, WIDTH, VOCAB = -200, -500, 5, 11
 TABLE = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(0))
 TOKENS = {"image_token": IMAGE, "audio_token": AUDIO}
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=30, deadline=None)
 sides = st.sampled_from(["left", "right"])
 strides = st.sampled_from([None, 1, 2, 3, 5])
 

@@ -256,10 +256,15 @@ def first_difference(good, bad):
     return next(name for name in good if not good[name].equal(bad[name]))
 
 
+@pytest.fixture(scope="module")
+def good(random_vita):
+    """The deep and the plain trace of the unharmed model."""
+    return {deep: record_answer(random_vita, deep=deep) for deep in (True, False)}
+
+
 @pytest.mark.parametrize("damage", BREAKS, ids=lambda damage: damage.__name__)
-def test_the_first_name_that_differs_is_the_first_one_downstream_of_a_break(random_vita, damage, monkeypatch):
+def test_the_first_name_that_differs_is_the_first_one_downstream_of_a_break(random_vita, good, damage, monkeypatch):
     deep, plain = BREAKS[damage]
-    good = {deep: record_answer(random_vita, deep=deep) for deep in (True, False)}
     damage(random_vita, partial(monkeypatch.setattr, raising=True))
     bad = {deep: record_answer(random_vita, deep=deep) for deep in (True, False)}
     assert (first_difference(good[True], bad[True]), first_difference(good[False], bad[False])) == (deep, plain)
@@ -570,15 +575,17 @@ PLANTED = {  # a weight of the released format: the first name that must be off
 
 
 @pytest.fixture(scope="module")
-def recorded(folder, flags):
-    """A model, a prepared request, and its record as it should be."""
+def recorded(folder, flags, tmp_path_factory):
+    """A model, a prepared request, its record as it should be, and the file of that record."""
     vita, [prepared], _ = generate.load(dump.parser().parse_args(["out", "--model", str(folder), *flags]))
-    return vita, prepared, dump.record_request(vita, prepared, deep=True, max_new_tokens=1)
+    right, file = dump.record_request(vita, prepared, deep=True, max_new_tokens=1), tmp_path_factory.mktemp("right") / "a"
+    dump.save(file, right, model="x", prompt="x", dtype="float32")
+    return vita, prepared, right, file
 
 
 @pytest.mark.parametrize("weight", PLANTED)
 def test_a_comparison_names_the_layer_whose_weight_was_changed(run, recorded, weight, tmp_path):
-    vita, prepared, right = recorded
+    vita, prepared, right, file = recorded
     state = vita.state_dict()
     own = make_checkpoint.module_names(vita, make_checkpoint.PREFIXES)[weight]
     before = state[own].clone()
@@ -587,9 +594,8 @@ def test_a_comparison_names_the_layer_whose_weight_was_changed(run, recorded, we
         wrong = dump.record_request(vita, prepared, deep=True, max_new_tokens=1)
     finally:
         state[own].copy_(before)
-    for name, record in (("a", right), ("b", wrong)):
-        dump.save(tmp_path / name, record, model="x", prompt="x", dtype="float32")
-    status, table, _ = run("--compare", tmp_path / "a", tmp_path / "b")
+    dump.save(tmp_path / "b", wrong, model="x", prompt="x", dtype="float32")
+    status, table, _ = run("--compare", file, tmp_path / "b")
     assert status == 1 and off_names(table)[0] == PLANTED[weight]
     assert table.splitlines()[-1].startswith(f"first off: {PLANTED[weight]};")
     assert [line.split()[0] for line in table.splitlines()[1:-1]] == list(right)  # in the order of the flow

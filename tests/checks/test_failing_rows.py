@@ -31,7 +31,7 @@ from vita_ref.request import Request
 from vita_ref.sampling import Sampling
 
 VITA = tiny_vita()
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=15, deadline=None, derandomize=True)
 NAN, INF = float("nan"), float("inf")
 WAYS = {"greedy": {}, "sampled": {"temperature": 1.5, "top_k": 30}, "penalised": {"temperature": 1.0, "repetition_penalty": 1.4}}
 

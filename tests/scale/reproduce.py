@@ -1,6 +1,6 @@
 """A process that makes the same calls again and again and prints which bits came: the test starts two of it.
 
-    python tests/scale/reproduce.py FOLDER CLASS...
+    python tests/scale/reproduce.py FOLDER TIMES CLASS...
 
 The output is one JSON object: class of processor, kernels, dtype and call -> the digests of all results.
 """
@@ -17,8 +17,7 @@ from vita_ref import Vita, VitaConfig
 from vita_ref.config import DecoderConfig
 from vita_ref.scale import products
 
-TIMES = 50  # with the products of this processor
-FEW = 5  # with those of other classes and those that "auto" chooses
+FEW = 3  # calls with the products of other classes and with those that "auto" chooses; TIMES with this processor's own
 PROMPTS = {"one row": (1, 1), "four rows": (2, 2), "twelve rows": (3, 4), "many rows": (3, 8)}
 GENERATED = {"one row generated": (1, 1), "four rows generated": (4, 5)}
 
@@ -53,13 +52,13 @@ def generated(vita, ids):
     return steps
 
 
-def results(folder, kinds):
+def results(folder, most, kinds):
     """All digests, as sorted lists without repetition."""
     found, own = {}, products.processor_class()
     for kernels, dtype in ((k, d) for k in ("plain", "auto", "fast") for d in (torch.float32, torch.bfloat16)):
         vita = Vita.from_pretrained(folder, dtype=dtype, kernels=kernels)
         for kind in kinds[:1] if kernels == "plain" else kinds:  # the class does not matter to plain products
-            times = TIMES if kernels == "plain" or (kernels == "fast" and kind == own) else FEW
+            times = most if kernels == "plain" or (kernels == "fast" and kind == own) else FEW
             with torch.inference_mode(), patch("vita_ref.scale.products.processor_class", lambda kind=kind: kind):
                 for name, shape in PROMPTS.items():
                     found[f"{kind}, {kernels}, {dtype}, {name}"] = {digest([vita(prompt(shape)).logits]) for _ in range(times)}
@@ -70,4 +69,4 @@ def results(folder, kinds):
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    print(json.dumps(results(sys.argv[1], sys.argv[2:])))
+    print(json.dumps(results(sys.argv[1], int(sys.argv[2]), sys.argv[3:])))

@@ -114,7 +114,9 @@ def run(tmp_path_factory):
     with contextlib.ExitStack() as stack:  # all open at once, so that the ports differ
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(7)]
         ports = [str(s.getsockname()[1]) for s in sockets]
-    workers = [get_context("spawn").Process(target=run_rank, args=(rank, folder, ports)) for rank in range(2)]
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch"])  # imported once for both
+    workers = [context.Process(target=run_rank, args=(rank, folder, ports)) for rank in range(2)]
     for worker in workers:
         worker.start()
     whole = {"untied": results(folder / "untied"), "tied": results(folder / "tied")}

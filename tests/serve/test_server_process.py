@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow_folder(tmp_path_factory):
-    """A model that writes 1,500 tokens: the logits of those that end an answer are 0, which is never the largest."""
+    """A model that writes 500 tokens: the logits of those that end an answer are 0, which is never the largest."""
     path = tmp_path_factory.mktemp("serve") / "slow"
     decoder = replace(CONFIG.decoder, max_position_embeddings=4096)
     vita = tiny_vita(path, decoder=decoder)
@@ -80,7 +80,7 @@ def test_it_answers_with_a_key_and_ctrl_c_ends_it_with_130_and_without_a_traceba
 def test_sigterm_lets_a_running_answer_end_and_refuses_new_ones(slow_folder):
     process, url = start(slow_folder, "--name", "small")
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(ask(url, "Long", 1500)))
+    thread = threading.Thread(target=lambda: answers.append(ask(url, "Long", 500)))
     thread.start()
     running = lambda: json.load(urllib.request.urlopen(f"{url}/health"))["running"]
     while not running():

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -205,10 +206,19 @@ def test_a_spoken_question_about_a_picture_is_answered_rightly(server, visit):
 
 
 def test_an_answer_is_streamed_with_a_bar_and_stopped_with_escape_or_a_button(vita, server, visit, monkeypatch):
-    steps = vita.steps
-    monkeypatch.setattr(vita, "steps", lambda *args, **kw: (time.sleep(0.4) or step for step in steps(*args, **kw)))
+    steps, taken, stopped = vita.steps, [], threading.Event()
+
+    def held(*args, **kw):
+        """Three tokens at once, and no other before the browser has stopped the answer."""
+        for step in steps(*args, **kw):
+            taken.append(len(taken) >= 3 and (stopped.wait(20), time.sleep(0.2)))
+            yield step
+
+    whole = vita.respond("Describe the image.", images=[EXAMPLE])
+    monkeypatch.setattr(vita, "steps", held)
     page = visit(server)
     for stop in (lambda: page.keyboard.press("Escape"), lambda: page.get_by_role("button", name="Stop").click()):
+        taken.clear(), stopped.clear()
         page.get_by_role("button", name="New conversation").click()
         page.get_by_role("button", name="Describe the image.").click()
         page.wait_for_selector("#log > li.assistant .text:not(:empty)")
@@ -217,11 +227,12 @@ def test_an_answer_is_streamed_with_a_bar_and_stopped_with_escape_or_a_button(vi
         stop()
         page.wait_for_selector("#log[aria-busy=false]")
         assert page.get_by_text("You stopped this answer.").is_visible() and not page.locator("#bar").is_visible()
-        assert answers(page)[0] and answers(page)[0] != vita.respond("Describe the image.", images=[EXAMPLE])
+        assert answers(page)[0] and answers(page)[0] != whole
+        stopped.set()
         end = time.monotonic() + 10
         while server.engine.running and time.monotonic() < end:
             time.sleep(0.05)
-        assert not server.engine.running
+        assert not server.engine.running and len(taken) < 12  # of 13
     monkeypatch.undo()
     assert ask(page, "What color is the star?")
 

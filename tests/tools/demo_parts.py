@@ -1,6 +1,8 @@
 """What the tests of the demo's trainer share: its tokenizer, its sizes, rows of every sort, and searches for what is kept out."""
 
+import fcntl
 import functools
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -20,12 +22,19 @@ from tools.demo.scene import (
 
 @functools.cache
 def tokenizer_folder():
+    """A folder of this run of the tests: its processes share one tokenizer, which takes seconds to make."""
+    if run := os.environ.get("PYTEST_XDIST_TESTRUNUID"):
+        folder = Path(tempfile.gettempdir()) / f"demo-tokenizer-{run}"
+        folder.mkdir(exist_ok=True)
+        return folder
     return Path(tempfile.mkdtemp(prefix="demo-tokenizer-"))
 
 
 @functools.cache
 def tokenizer():
-    return demo_model.make_tokenizer(tokenizer_folder())
+    with open(tokenizer_folder() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the second process waits for the first
+        return demo_model.make_tokenizer(tokenizer_folder())
 
 
 @functools.cache

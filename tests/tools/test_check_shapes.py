@@ -3,9 +3,11 @@
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -57,7 +59,9 @@ def planted(tmp_path_factory):
         target.parent.mkdir(parents=True, exist_ok=True)
         file = check_shapes.file_key(path, check_shapes.FOLDER)
         target.write_text(plant(path.read_text(encoding="utf-8"), file), encoding="utf-8")
-    claims = check(copy, only="small")
+    small = itertools.islice((run for run in check_shapes.all_runs() if run[0] == "small"), 4)
+    with mock.patch.object(check_shapes, "all_runs", lambda: small):
+        claims = check(copy)
     lines = {c: (copy / f"{c.file}.py").read_text(encoding="utf-8").split("\n")[c.line - 1].strip() for c in claims}
     return {(c.file, lines[c]): c for c in claims}
 

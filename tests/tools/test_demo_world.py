@@ -35,7 +35,7 @@ NEVER = [f"{color} {shape}" for color, shape in scene.HELD_OUT]
 
 
 def properties(test):
-    return settings(deadline=None, max_examples=40)(given(seeds)(test))
+    return settings(deadline=None, max_examples=20)(given(seeds)(test))
 
 
 def pairs_of(shown):

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from command_line import write_tiny
 from conftest import GOLDEN
 
 from tools.bench import gpu
@@ -14,23 +15,35 @@ from vita_ref import Vita
 SCRIPT = Path(gpu.__file__).with_name("gpu.sh")
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny random model in the place of the demo."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.mark.parametrize("step", ["golden", "tokens"])
-def test_a_step_that_compares_passes_and_fails_if_the_device_computes_something_else(step, capsys):
-    assert gpu.main([step, "cpu"]) == 0
-    printed = capsys.readouterr().out
-    assert "ok" in printed and "OFF" not in printed
+def test_a_step_that_compares_passes_and_fails_if_the_device_computes_something_else(step, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "NEW", 8)
     plain, calls = Vita.from_pretrained, []
 
-    def other(*arguments, **options):
-        vita = plain(*arguments, **options)
+    def same(*folder, **options):
+        return plain(*(folder or (tiny,)), **options)
+
+    def other(*folder, **options):
+        vita = same(*folder, **options)
         calls.append(0)
         if step == "golden" or len(calls) % 2 == 0:  # the second of each pair is the one on the device
             vita.decoder.norm.weight.data = -vita.decoder.norm.weight
         return vita
 
+    with patch.object(Vita, "from_pretrained", same):
+        assert gpu.main([step, "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "ok" in printed and "OFF" not in printed
     with patch.object(Vita, "from_pretrained", other):
         assert gpu.main([step, "cpu"]) == 1
-    assert "OFF" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "OFF" in printed and (step == "golden" or printed.count("answers, ") == printed.count("OFF") == 3)
 
 
 def test_rates_and_real_size_print_what_they_measured(capsys, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ Lesson 12, the swap, the cards and the experiments are in ``test_lessons_more.py
 
 import ast
 import re
+import shlex
+import threading
 from pathlib import Path
 
 import learner
@@ -149,6 +151,63 @@ def test_how_to_fix_it_is_said_from_the_sixth_failure_on():
     assert "add x to itself." in lines(lambda x: 7 * x + 1, 5)  # no mistake fits: how the function is written
 
 
+TAIL = torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize("wrong", [TAIL + 1, TAIL.float(), TAIL.flip(0), TAIL.double() + 0.5, TAIL[:2]])
+def test_a_result_that_is_right_is_not_called_conspicuous_for_one_that_is_wrong(wrong):
+    lesson = Lesson(0, "pair", "pair", {"pair": lambda: None}, lambda: [Case("pair", "pair", lambda my: my.pair(), (torch.tensor([1.0, 2.0]), TAIL))], (), {"pair": ""})
+    out = "\n".join(check(lesson, {"pair": lambda: (torch.tensor([1.0, 2.0]), wrong)}).lines)
+    assert "result 2 of 2" in out and "another order" not in out and "times the right one" not in out
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda x: x.to("meta"), lambda x: x.to(torch.complex64), torch.Tensor.numpy, torch.Tensor.tolist, object])
+def test_a_result_of_another_kind_is_told(make):
+    out = lines(lambda x: make(2 * x) if make is not object else object())
+    assert "it gives" in out and "expected" in out and "another order" not in out
+
+
+@pytest.mark.parametrize("change", [
+    lambda x, rows: x.mul_(2), lambda x, rows: x.zero_(), lambda x, rows: x[0].add_(1), lambda x, rows: rows.pop(), lambda x, rows: rows.append(x),
+    lambda x, rows: rows.reverse(), lambda x, rows: rows[1].neg_(), lambda x, rows: x.fill_(torch.nan),
+])  # fmt: skip
+def test_a_function_that_changes_its_arguments_is_told_so_and_they_are_put_back(change):
+    x, rows = torch.tensor([1.0, 2.0]), [torch.ones(2), torch.tensor([3, 4])]
+    before, kept = x.clone(), [r.clone() for r in rows]
+    lesson = Lesson(0, "f", "f", {"f": lambda x, rows: x}, lambda: [Case("f", "f", lambda my: my.f(x, rows), before)], (), {"f": ""})
+    right = check(lesson, {"f": lambda x, rows: x})
+    wrong = check(lesson, {"f": lambda x, rows: (change(x, rows), before)[1]})
+    assert right.ok and not wrong.ok and "changes an argument in place" in wrong.lines[-2]
+    assert torch.equal(x, before) and len(rows) == 2 and all(map(torch.equal, rows, kept))
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), BaseException("x"), RecursionError(), MemoryError(), ValueError("a\n" * 5000), ValueError("\x1b[31m")])
+def test_whatever_a_function_raises_is_a_report_of_a_few_lines(error):
+    def fails(x):
+        raise error
+
+    out = lines(fails)
+    assert type(error).__name__ in out and len(out) < 800 and "\x1b" not in out
+
+
+def test_a_method_without_a_return_is_asked_for_one():
+    text = learner.SOLUTIONS[5].replace("        return keys, values\n", "")
+    assert "is a return missing?" in "\n".join(check(run.lesson_of(5), functions(text)).lines)
+
+
+def test_a_function_that_is_stopped_is_not_run_again(tmp_path, capsys):
+    write(tmp_path, 1, "calls = []\ndef rms_norm(x, weight, eps):\n    calls.append(1)\n    if len(calls) > 1:\n        print('AGAIN')\n    raise KeyboardInterrupt\n")
+    assert run_in(tmp_path, 1) == 1
+    out = capsys.readouterr().out
+    assert "you have stopped it" in out and "line 6" in out and "AGAIN" not in out
+
+
+def test_a_case_that_runs_long_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("tools.lessons.check.LONG", 0)
+    lines(lambda x: (threading.Event().wait(0.2), 2 * x)[1])
+    assert "still running" in capsys.readouterr().err
+
+
 def test_infinities_and_nan_are_compared():
     a = torch.tensor([1.0, torch.inf, torch.nan])
     assert differs(a, a.clone(), 1e-6) is None
@@ -204,7 +263,7 @@ def test_an_error_in_the_learners_code_names_its_line(tmp_path, capsys):
     assert "AttributeError" in out and "line 3: return y.mood()" in out
 
 
-@pytest.mark.parametrize(("text", "told"), [("def f(:\n", "line 1"), ("import nowhere_at_all\n", "cannot be imported")])
+@pytest.mark.parametrize(("text", "told"), [("def f(:\n", "line 1"), ("import nowhere_at_all\n", "cannot be imported"), ("raise SystemExit(3)\n", "cannot be imported"), ("a = 1\0\n", "null bytes")])
 def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, capsys, text, told):
     write(tmp_path, 1, text)
     assert run_in(tmp_path, 1) == 2
@@ -227,7 +286,44 @@ def test_wrong_arguments_are_one_line_and_status_2(tmp_path, capsys, words):
 
 
 def test_damaged_progress_is_one_line(tmp_path, capsys):
-    for text in ("{", "[1]"):
+    for text in ("{", "[1]", "", "null", "[" * 100_000, '{"1": ' + "9" * 5000 + "}"):
         (tmp_path / "progress.json").write_text(text)
         assert run_in(tmp_path) == 2
         assert "progress.json" in capsys.readouterr().err
+    (tmp_path / "progress.json").write_text('{"1": {"failures": -7}}')
+    assert Work(tmp_path).failures(1) == 0
+
+
+def test_progress_is_whole_when_writing_it_is_interrupted(tmp_path, monkeypatch):
+    Work(tmp_path).note(1, done=True)
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Work(tmp_path).note(2, done=True)
+    assert Work(tmp_path).done(1) and not Work(tmp_path).done(2)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~no_such_user_here/x"])
+def test_a_folder_that_cannot_be_is_one_line(name, capsys):
+    assert run_in(name, 1) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_commands_name_the_learners_folder_so_that_a_shell_reads_them(tmp_path, capsys):
+    folder = tmp_path / "my own's"
+    run_in(folder, 1)
+    text = (folder / "lesson01_rmsnorm.py").read_text("utf-8")
+    run_in(folder)
+    for where in (text, capsys.readouterr().out):
+        words = shlex.split(re.search(r"python tools/lessons/run.py 1 --work .*", where)[0])
+        assert words[-1] == str(folder)
+
+
+def test_a_lesson_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "lesson01_rmsnorm.py").symlink_to(tmp_path / "nowhere" / "x")
+    assert run_in(tmp_path, 1) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_callable_is_as_good_as_a_function(tmp_path):
+    write(tmp_path, 1, learner.SOLUTIONS[1] + "\nimport functools\nrms_norm = functools.partial(rms_norm)\n")
+    assert run_in(tmp_path, 1) == 0

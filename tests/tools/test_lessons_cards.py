@@ -16,6 +16,27 @@ def test_the_probe_of_a_card_sees_its_bug_and_something_that_is_right(card, tmp_
     assert card.mutant in {m.name for m in MUTANTS}
 
 
+def test_a_card_that_was_interrupted_is_given_out_anew(tmp_path, monkeypatch, capsys):
+    whole, calls = cards.plant, []
+
+    def stopped(*args):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cards, "plant", stopped)
+    assert run_in(tmp_path, "bug", 5) == 130 and calls
+    assert not (tmp_path / "bug05").exists()
+    monkeypatch.setattr(cards, "plant", whole)
+    assert run_in(tmp_path, "bug", 5) == 1
+    assert "What is wrong now" in capsys.readouterr().out and not list(tmp_path.glob("*.new"))
+
+
+def test_a_folder_that_is_no_card_is_one_line(tmp_path, capsys):
+    (tmp_path / "bug05").mkdir()
+    assert run_in(tmp_path, "bug", 5) == 2
+    assert "remove it" in capsys.readouterr().err
+
+
 def test_the_unharmed_package_has_no_symptoms(tmp_path):
     card = CARDS[5]
     cards.write(card, tmp_path)

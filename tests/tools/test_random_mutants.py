@@ -26,7 +26,7 @@ def test_the_same_seed_gives_the_same_bugs_and_another_seed_others():
     assert len({(change.file, change.start, change.stop) for change in first}) == 40
 
 
-@pytest.mark.parametrize("file", TESTS)
+@pytest.mark.parametrize("file", ["cache.py", "sampling.py", "splice.py", "scale/int8.py"])
 def test_a_planted_bug_is_a_valid_program_that_differs_in_one_place(file):
     plain = source(file)
     for change in choose(1, 3, [file]):

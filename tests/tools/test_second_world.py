@@ -34,7 +34,7 @@ NEVER = ["red star", "green triangle", "blue heart", "yellow circle", "purple sq
 STYLES = list(measure.PICTURE_GROUPS.values())
 seeds = st.integers(0, 2**32 - 1)
 styles = st.sampled_from(STYLES)
-quick = settings(deadline=None, max_examples=30)
+quick = settings(deadline=None, max_examples=15)
 
 
 def scene_of(seed, style=world.ORDINARY):
@@ -329,7 +329,7 @@ def test_a_refusal_of_an_inside_picture_is_counted(small_pictures):
     assert measure.summarise(list(measure.refusals(marks)))["inside, not refused"]["kinds"]["all"]["right"] == 0
 
 
-def test_every_outside_picture_and_other_question_has_its_own_refusal():
+def test_every_outside_picture_and_other_question_has_its_own_refusal(small_pictures):
     tasks = list(measure.outside_tasks(8, 3))
     assert {t.answers for t in tasks if t.kind == "many"} == {("There are more than three objects.",)}
     assert {t.answers for t in tasks if t.group == "other questions"} == {("I can only answer questions about colored shapes.",)}

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from demo_parts import config, names_kept_out, tokenizer, tokenizer_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.demo import batches
+from tools.demo import batches, train
 from tools.demo.batches import odd_scenes
 from tools.demo.codes import (
     CODES,
@@ -55,7 +54,7 @@ from tools.demo.shapes import SHAPES
 from tools.demo.stage import Batches, Stage, Stopped
 from vita_ref import Vita
 
-TRAINER = Path(__file__).resolve().parents[2] / "tools" / "demo" / "train.py"
+TRAINER = train.__file__
 needs_espeak = pytest.mark.skipif(not ctypes.util.find_library("espeak-ng"), reason="espeak-ng is not installed")
 seeds = st.integers(0, 2**32)
 spots = st.floats(0, 0.999)
@@ -368,27 +367,44 @@ def test_what_is_saved_loads_strictly_and_is_the_model_that_was_trained(tmp_path
     assert patches.shape == (2, 64, sizes.vision.hidden_size) and features.shape == (2, 16, sizes.decoder.hidden_size)
 
 
-def train(folder, *options):
-    command = [sys.executable, str(TRAINER), "--work", str(folder), "--smallest", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of one command in a process of its own, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, TRAINER, "--work", str(folder), "--smallest", "--seed", "3", "--threads", "1"]
+    one = os.environ | {"OMP_NUM_THREADS": "1"}  # as here, also while modules are imported, which compute the table of codes
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=one)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def saved(folder, name):
+    return torch.load(folder / f"{name}.pt", weights_only=True)
 
 
 @needs_espeak
-def test_one_command_trains_the_smallest_setting_from_nothing_to_weights_that_answer(tmp_path):
-    done = train(tmp_path / "a", "--seed", "3")
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^(\w+) \d+ .*\[?kept out", done.stdout, re.MULTILINE)[:2] == ["vision", "decoder"]  # accuracies are logged
-    steps = {name: torch.load(tmp_path / "a" / f"{name}.pt", weights_only=True)["step"] for name in ("vision", "decoder", "audio", "finish")}
-    assert steps == {"vision": 6, "decoder": 10, "audio": 4, "finish": 8}
-    vita = Vita.from_pretrained(tmp_path / "a" / "out")
+def test_one_command_trains_the_smallest_setting_from_nothing_to_weights_that_answer(trained):
+    folder, printed = trained
+    assert re.findall(r"^(\w+) \d+ .*\[?kept out", printed, re.MULTILINE)[:2] == ["vision", "decoder"]  # accuracies are logged
+    states = {name: saved(folder, name) for name in ("vision", "decoder", "audio", "finish")}
+    assert {name: state["step"] for name, state in states.items()} == {"vision": 6, "decoder": 10, "audio": 4, "finish": 8}
+    vita = Vita.from_pretrained(folder / "out")
     assert isinstance(vita.respond("Is it red?", max_new_tokens=3), str)
     for table in (vita.decoder.embed_tokens.weight, vita.decoder.lm_head.weight):  # what was made up is forgotten
         alike = [i for i in range(len(table)) if table[i].equal(table[tokenizer().piece_to_id("<0xFF>")])]
         assert [tokenizer().id_to_piece(i) for i in alike] == [f"<0x{byte:02X}>" for byte in (*range(0x80, 0xE0), 0xFF)]
-    saved = {name: torch.load(tmp_path / "a" / f"{name}.pt", weights_only=True)["model"] for name in steps}
-    assert all(saved["finish"][k].equal(v) for k, v in saved["vision"].items() if k.startswith(("vision", "projector")))
-    assert not saved["finish"]["decoder.norm.weight"].equal(saved["decoder"]["decoder.norm.weight"])
-    for name in ("vision", "decoder"):  # the same seed, the same bits
-        assert train(tmp_path / "b", "--seed", "3", "--only", name).returncode == 0
-        again = torch.load(tmp_path / "b" / f"{name}.pt", weights_only=True)["model"]
-        assert all(again[k].equal(v) for k, v in saved[name].items())
+    finish, decoder = states["finish"]["model"], states["decoder"]["model"]
+    assert all(finish[k].equal(v) for k, v in states["vision"]["model"].items() if k.startswith(("vision", "projector")))
+    assert not finish["decoder.norm.weight"].equal(decoder["decoder.norm.weight"])
+
+
+@needs_espeak
+def test_the_tokenizer_and_the_weights_of_a_seed_are_the_same_in_another_process(trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    tokenizer(), shutil.copy(tokenizer_folder() / "tokenizer.model", tmp_path)
+    assert (tmp_path / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
+    for name in ("vision", "decoder"):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--work", str(tmp_path), "--smallest", "--seed", "3", "--threads", "1", "--only", name])
+        train.main()
+        again, first = (saved(place, name)["model"] for place in (tmp_path, folder))
+        assert again.keys() == first.keys() and all(again[k].equal(v) for k, v in first.items())

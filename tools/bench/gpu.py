@@ -22,6 +22,7 @@ from vita_ref import Vita
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "weights/demo/example.jpg"
 QUESTIONS = ("Describe the image.", "What color is the star?", "How many shapes are there?", "Is there a red circle?")
+NEW = 32  # tokens of an answer
 
 
 def wait(device):
@@ -56,9 +57,9 @@ def tokens(device):
     for method in (None, "int8", "int4"):
         here, there = (Vita.from_pretrained(device=d, quantize=method, kernels="plain") for d in ("cpu", device))
         requests = [{"prompt": text, "images": [PICTURE]} for text in QUESTIONS]
-        answers = [vita.respond_batch(requests, max_new_tokens=32) for vita in (here, there)]
+        answers = [vita.respond_batch(requests, max_new_tokens=NEW) for vita in (here, there)]
         passed.append(report(f"answers, {method or 'float32'}", answers[0] == answers[1], f"{answers[1][0]!r}"))
-        options = [{"max_new_tokens": 32, "do_sample": True, "generator": torch.Generator(device).manual_seed(1)} for _ in range(2)]
+        options = [{"max_new_tokens": NEW, "do_sample": True, "generator": torch.Generator(device).manual_seed(1)} for _ in range(2)]
         sampled = [there.respond(QUESTIONS[0], [PICTURE], **each) for each in options]
         passed.append(report("equal answers with equal seeds", sampled[0] == sampled[1], f"{sampled[0]!r}"))
     return all(passed)

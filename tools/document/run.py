@@ -10,6 +10,7 @@ P encoder positions.
 Test: ``pytest tests/tools/test_document_check.py``
 """
 
+import copy
 import math
 import sys
 from dataclasses import replace
@@ -26,6 +27,7 @@ from vita_ref import Vita, VitaConfig, splice
 from vita_ref.cli.speak import speech_file
 from vita_ref.decoder import apply_rope, eager_attention, fused_attention, rope_angles
 from vita_ref.fbank import load_sound
+from vita_ref.inputs import Batch
 from vita_ref.masks import SEE_ALL
 from vita_ref.speech import Speech
 from vita_ref.voice.text import prepare_text
@@ -74,16 +76,7 @@ class Run:
     def inputs(self, prompts):
         """What enters the decoder for these prompts: embeds, mask, positions, and the segments of each row."""
         if prompts not in self.passes:
-            calls = []
-            hook = self.decoder.register_forward_pre_hook(
-                lambda module, args, options: calls.append((args, options)), with_kwargs=True
-            )
-            segments = self.vita(**self.arguments(prompts)).segments
-            hook.remove()
-            [(args, options)] = calls
-            embeds = args[0] if args else options["inputs_embeds"]  # [B, S, D]
-            mask, positions = options["attention_mask"], options["position_ids"]  # [B, S] each
-            self.passes[prompts] = SimpleNamespace(embeds=embeds, mask=mask, positions=positions, segments=segments)
+            self.passes[prompts] = self.vita.inputs(Batch(**self.arguments(prompts)))
         return self.passes[prompts]
 
     def lengths(self, prompts):
@@ -107,7 +100,9 @@ class Run:
     @cached_property
     def four(self):
         """The pass over the document's batch of four."""
-        return self.vita(**self.arguments(FOUR), output_hidden_states=True, output_attentions=True)
+        x = self.inputs(FOUR)
+        given = {"inputs_embeds": x.embeds, "attention_mask": x.mask, "position_ids": x.positions}
+        return self.vita(**given, output_hidden_states=True, output_attentions=True)
 
     @cached_property
     def counted(self):
@@ -130,11 +125,13 @@ class Run:
 
     def encode_sounds(self, frames, count=1):
         """The audio encoder stage by stage: its checks read lengths, which have no values on the meta device."""
-        encoder, bins = self.vita.audio, self.config.audio.num_mel_bins
-        normal = encoder.normalise(torch.empty(count, frames, bins, device="meta"))
-        x = encoder.subsample(normal)  # [N, P, C]
-        lengths = torch.empty(count, device="meta")  # [N]
-        return encoder.adapt(encoder.encode(x, lengths), lengths)
+        if (frames, count) not in self.passes:
+            encoder, bins = self.vita.audio, self.config.audio.num_mel_bins
+            normal = encoder.normalise(torch.empty(count, frames, bins, device="meta"))
+            x = encoder.subsample(normal)  # [N, P, C]
+            lengths = torch.empty(count, device="meta")  # [N]
+            self.passes[frames, count] = encoder.adapt(encoder.encode(x, lengths), lengths)
+        return self.passes[frames, count]
 
     @cached_property
     def sound(self):
@@ -168,7 +165,10 @@ class Run:
 
     def attention_row(self, prompt):
         """The last layer's attention weights of the first position after the text, [H, T]."""
-        return self.vita(**self.arguments([prompt]), output_attentions=True).attentions[-1][0, :, prompt[0]]
+        x, last = self.inputs((prompt,)), copy.copy(self.decoder)
+        last._modules = self.decoder._modules | {"layers": self.decoder.layers[-1:]}  # the map's shape needs no other layer
+        out = last(x.embeds, attention_mask=x.mask, position_ids=x.positions, output_attentions=True)
+        return out.attentions[-1][0, :, prompt[0]]
 
     def generated_shape(self, prompts, new, include_prompt=True):
         """The shape that `generate` returns. It depends on lengths only, so a narrow model on the CPU generates."""

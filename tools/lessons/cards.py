@@ -6,6 +6,7 @@ unharmed package. The probe says what is wrong, not where. A bug is mended when 
 Test: ``pytest tests/tools/test_lessons_more.py``
 """
 
+import functools
 import importlib.util
 import shutil
 import sys
@@ -170,7 +171,8 @@ def mutant_of(card):
 
 def write(card, folder):
     """Copies the package into a folder, with the bug in it, and what is needed to search for it."""
-    folder = Path(folder)
+    whole, folder = Path(folder), Path(f"{folder}.new")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     shutil.copytree(ROOT / "vita_ref", folder / "vita_ref", dirs_exist_ok=True)
     (folder / "tools").mkdir(exist_ok=True)
     for name in ("__init__.py", "dump.py"):
@@ -182,6 +184,9 @@ def write(card, folder):
             (folder / "weights" / "demo").symlink_to(demo_folder(), target_is_directory=True)
         except OSError:
             shutil.copytree(demo_folder(), folder / "weights" / "demo")
+    if whole.is_dir():
+        whole.rmdir()
+    folder.replace(whole)  # at once: an interrupted run leaves no half of a card
 
 
 def load(folder):
@@ -205,13 +210,19 @@ def forget():
         del sys.modules[name]
 
 
-@torch.inference_mode()
-def symptoms(card, folder):
-    """(what was probed, whether it is right, how it shows) of a copy."""
+@functools.cache
+def expected_of(probe):
+    """What a probe gives of the unharmed package."""
     import vita_ref
     from tools.lessons.demo import demo
 
-    expected = card.probe(vita_ref, demo())
+    return probe(vita_ref, demo())
+
+
+@torch.inference_mode()
+def symptoms(card, folder):
+    """(what was probed, whether it is right, how it shows) of a copy."""
+    expected = expected_of(card.probe)
     try:
         got = card.probe(*load(folder))
     except Exception as error:  # noqa: BLE001, of a copy that a learner is working on
@@ -241,7 +252,7 @@ def distance(card, folder, place):
     """
     mutant = mutant_of(card)
     file, _, number = place.rpartition(":")
-    if not file or not number.isdigit():
+    if not file or not number.isdecimal():
         raise ValueError(f"--line must be a file and a line such as decoder.py:88, got {place!r}")
     file = file.replace("\\", "/").split("vita_ref/")[-1]
     if file != mutant.file:

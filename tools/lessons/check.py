@@ -9,13 +9,18 @@ No text here or in ``checks/`` prints a solution. After the sixth failure in a r
 Test: ``pytest tests/tools/test_lessons.py``
 """
 
+import functools
+import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+
+from vita_ref.files.messages import escaped
 
 PATIENCE = 6  # failures in a row, after which the report says how to fix it
 
@@ -79,6 +84,8 @@ class Report:
 
 
 STUB = "this is still the stub: replace the line `raise NotImplementedError` by your code"
+STOPPED = "you have stopped it while it was running: does a loop never end?"
+LONG = 30  # seconds after which it is said that a case is still running
 
 
 def check(lesson, functions, failures=0, file=None):
@@ -88,7 +95,7 @@ def check(lesson, functions, failures=0, file=None):
     """
     report, my, cases = Report(), SimpleNamespace(**functions), list(lesson.cases())
     for case in cases:
-        got = attempt(case, my, file)
+        got = patiently(case, my, file)
         difference = compare(got, case, lesson)
         if difference is None:
             report.lines.append(f"  ok   {case.name}")
@@ -96,11 +103,24 @@ def check(lesson, functions, failures=0, file=None):
             continue
         report.ok, report.stub = False, isinstance(got, Failed) and got.text == STUB
         report.lines.append(f"  OFF  {case.name}\n       {case.part}: {difference}")
-        if not report.stub:
+        if not report.stub and not (isinstance(got, Failed) and got.text == STOPPED):
             explain(report, case, cases, lesson, my, got)
+        if not report.stub:
             advise(report, case, lesson, failures + 1)
         break
     return report
+
+
+def patiently(case, my, file):
+    """`attempt`, which says after half a minute that it is still running, and how to find out where."""
+    text = f"  ...  {case.name}: still running after {LONG} seconds. Ctrl-C stops it and shows the line."
+    clock = threading.Timer(LONG, lambda: print(text, file=sys.stderr, flush=True))
+    clock.daemon = True
+    clock.start()
+    try:
+        return attempt(case, my, file)
+    finally:
+        clock.cancel()
 
 
 class Failed(NamedTuple):
@@ -116,11 +136,64 @@ def attempt(case, my, file=None):
         return Failed(f"there is no {case.part} in your file: keep the name that the stub has")
     try:
         with torch.random.fork_rng(devices=[]):
-            return case.run(my)
+            return case.run(SimpleNamespace(**{name: guarded(f) for name, f in vars(my).items()}))
     except NotImplementedError:
         return Failed(STUB)
-    except Exception as error:  # noqa: BLE001, of the learner's code: it is the report
-        return Failed(f"{type(error).__name__}: {error}", place(error, file))
+    except ChangedError as error:
+        return Failed(str(error))
+    except KeyboardInterrupt as error:
+        return Failed(STOPPED, place(error, file))
+    except (TypeError, AttributeError) as error:
+        nothing = "; is a return missing?" if "'NoneType'" in str(error) else ""  # what the function gave cannot be used
+        return Failed(f"{type(error).__name__}: {brief(error)}{nothing}", place(error, file))
+    except BaseException as error:  # noqa: BLE001, of the learner's code, exit() included: it is the report
+        return Failed(f"{type(error).__name__}: {brief(error)}", place(error, file))
+
+
+def guarded(function):
+    """The function; it raises `ChangedError` if it changes a tensor or a list that it was given, and these get their contents back.
+
+    The caller still needs them: the residual adds the layer's input, and the next case uses the same tensors.
+    """
+    if not isinstance(function, FunctionType):
+        return function
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        given = [x for x in (*args, *options.values()) if isinstance(x, (torch.Tensor, list))]
+        given += [x for each in given if isinstance(each, list) for x in each if isinstance(x, torch.Tensor)]
+        before = [x.clone() if isinstance(x, torch.Tensor) else list(x) for x in given]
+        try:
+            out = function(*args, **options)
+        finally:
+            changed = [put_back(x, old) for x, old in zip(given, before)]
+        if any(changed):
+            raise ChangedError("it changes an argument in place, and the caller still needs it: make a new one, as in x = x * 2 for x *= 2")
+        return out
+
+    return call
+
+
+class ChangedError(Exception):
+    """A function has changed what it was given."""
+
+
+def put_back(x, old):
+    """Gives a tensor or list its former contents again. Returns whether it had others."""
+    if isinstance(x, list):
+        changed = len(x) != len(old) or any(a is not b for a, b in zip(x, old))
+        x[:] = old
+        return changed
+    if x.shape == old.shape and torch.equal(x.nan_to_num(), old.nan_to_num()):
+        return False
+    x.detach().resize_(old.shape).copy_(old)
+    return True
+
+
+def brief(error):
+    """The message of an exception, without control characters and not longer than a few lines."""
+    text = escaped(str(error)).strip()
+    return text if len(text) <= 400 else text[:397] + "..."
 
 
 def place(error, file):
@@ -165,8 +238,9 @@ def explain(report, failed, cases, lesson, my, got):
 
         mistake, _ = max(fitting, key=agreements)  # the first of several
         report.mistake = mistake.name
-        report.lines.append(f"       These are the numbers of a typical mistake, {mistake.name!r}: {mistake.meaning}")
-    elif note := conspicuous(got, expectation(failed, lesson)):
+        sign = "This happens with a typical mistake" if isinstance(got, Failed) else "These are the numbers of a typical mistake"
+        report.lines.append(f"       {sign}, {mistake.name!r}: {mistake.meaning}")
+    elif note := conspicuous(got, expectation(failed, lesson), failed.tolerance):
         report.lines.append(f"       {note}")
 
 
@@ -237,6 +311,8 @@ def differs_tensor(got, expected, tolerance, where):
         return f"it gives a tensor {list(got.shape)}{where}, expected {list(expected.shape)}{hint}"
     if got.dtype != expected.dtype:
         return f"it gives {name(got.dtype)}{where}, expected {name(expected.dtype)}"
+    if got.layout != expected.layout or got.device != expected.device:
+        return f"it gives a tensor with {got.layout} on {got.device}{where}, expected {expected.layout} on {expected.device}"
     a, b = got.detach().double(), expected.detach().double()
     apart = (a - b).abs()
     apart[(a == b) | (a.isnan() & b.isnan())] = 0  # infinities too
@@ -256,10 +332,15 @@ def off_by(got, expected, off, where):
     return f"it gives {got:.6g}{where}, expected {expected:.6g}: off by {off:.3g}"
 
 
-def conspicuous(got, expected):
-    """What is remarkable about wrong numbers, or None."""
-    pair = next(((a, b) for a, b in zip(leaves(got), leaves(expected)) if isinstance(a, torch.Tensor)), None)
-    if pair is None or pair[0].shape != pair[1].shape or not pair[1].is_floating_point():
+def conspicuous(got, expected, tolerance=1e-5):
+    """What is remarkable about the first result that is wrong, or None."""
+    if isinstance(expected, (tuple, list)):
+        results = zip(got, expected) if isinstance(got, (tuple, list)) and len(got) == len(expected) else ()
+        return next((conspicuous(a, b, tolerance) for a, b in results if differs(a, b, tolerance)), None)
+    pair = got, expected
+    if not all(isinstance(x, torch.Tensor) for x in pair) or got.shape != expected.shape or got.dtype != expected.dtype:
+        return None
+    if not expected.is_floating_point() or got.layout != expected.layout or got.device != expected.device:
         return None
     a, b = (x.detach().double().flatten() for x in pair)
     if a.isnan().any() and not b.isnan().any():
@@ -272,21 +353,15 @@ def conspicuous(got, expected):
     return None
 
 
-def leaves(value):
-    """The tensors and numbers in nested tuples."""
-    if isinstance(value, (tuple, list)):
-        for each in value:
-            yield from leaves(each)
-    else:
-        yield value
-
-
 def kind(value):
     return "nothing (None): is there a return?" if value is None else f"a {type(value).__name__}"
 
 
 def shown(value):
-    text = repr(value)
+    try:
+        text = escaped(repr(value))
+    except Exception:  # noqa: BLE001, of whatever the learner returned
+        return kind(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -16,6 +16,7 @@ Test: ``pytest tests/tools/test_lessons.py`` and ``tests/tools/test_lessons_more
 
 import argparse
 import importlib
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,11 +64,7 @@ def times(n):
 
 def command(work, what):
     """A command of this program, with the folder if it is not the default."""
-    return f"python tools/lessons/run.py {what}{folder_flag(work)}"
-
-
-def folder_flag(work):
-    return "" if work.folder == Path("my-vita") else f" --work {work.folder}"
+    return f"python tools/lessons/run.py {what}{work.flag}"
 
 
 def run_lesson(work, a):
@@ -150,10 +147,12 @@ def run_bug(work, a):
         return 0
     number = number_of(a.rest, len(cards.CARDS), "card")
     card, folder = cards.CARDS[number - 1], work.folder / f"bug{number:02}"
+    if folder.exists() and not (folder / "vita_ref").is_dir():
+        raise ValueError(f"{folder} is no copy of the package: remove it, and you get the card anew")
     if not folder.exists():
-        work.make(folder.name)
+        work.make()
         cards.write(card, folder)
-        print(CARD.format(folder=folder, title=card.title, hint=card.hint, again=command(work, f"bug {number}"), dump=HERE.parent / "dump.py"))
+        print(CARD.format(folder=shlex.quote(str(folder)), title=card.title, hint=card.hint, again=command(work, f"bug {number}"), dump=HERE.parent / "dump.py"))
     if a.line:
         found, text = cards.distance(card, folder, a.line)
         print(text)
@@ -207,7 +206,7 @@ def run_change(work, a):
 def rgb(text):
     """Three bytes from a text such as 40,190,180."""
     parts = text.split(",")
-    if len(parts) != 3 or not all(p.strip().isdigit() and int(p) < 256 for p in parts):
+    if len(parts) != 3 or not all(p.strip().isdecimal() and int(p) < 256 for p in parts):
         raise ValueError(f"--rgb must be three numbers from 0 to 255 such as 40,190,180, got {text!r}")
     return tuple(map(int, parts))
 
@@ -231,7 +230,8 @@ def run_port(work, a):
     port.write(number, folder)
     names = {"a": work.folder / "reference.safetensors", "b": work.folder / f"port{number}.safetensors"}
     paths = {"dump": "tools/dump.py", "run": "tools/lessons/run.py", "image": example_path(example())}
-    print(port.WALK.format(python="python", port=folder, number=number, work=folder_flag(work), **names, **paths))
+    quoted = {key: shlex.quote(str(path)) for key, path in (names | paths).items()}
+    print(port.WALK.format(python="python", port=shlex.quote(str(folder)), number=number, work=work.flag, **quoted))
     return 0
 
 
@@ -241,7 +241,7 @@ def example_path(path):
 
 
 def number_of(text, most, kind):
-    if not text.isdigit() or not 1 <= int(text) <= most:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
         raise ValueError(f"the {kind}s are numbered 1 to {most}, got {text!r}")
     return int(text)
 
@@ -284,7 +284,7 @@ def action(what):
         return show_list
     if what in ACTIONS:
         return ACTIONS[what]
-    if what.isdigit() and 1 <= int(what) <= COUNT:
+    if what.isdecimal() and 1 <= int(what) <= COUNT:
         return run_lesson
     raise ValueError(f"the lessons are numbered 1 to {COUNT}, and there are {', '.join(ACTIONS)}; got {what!r}")
 

@@ -7,12 +7,12 @@ Test: ``pytest tests/tools/test_lessons.py``
 
 import importlib.util
 import json
-import shutil
+import shlex
 import sys
 from pathlib import Path
-from types import FunctionType
 
 import vita_ref
+from vita_ref.files.messages import escaped, shown
 
 HERE = Path(__file__).resolve().parent
 STUBS = HERE / "stubs"
@@ -22,12 +22,16 @@ class Work:
     """The folder that `--work` names."""
 
     def __init__(self, folder):
-        self.folder = Path(folder).expanduser()
-        whole = self.folder.resolve()
+        try:
+            self.folder = Path(folder).expanduser()
+            whole = self.folder.resolve()
+            taken = whole.exists() and not whole.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"--work {shown(folder)} is not a folder's name: {escaped(str(error))[:200]}") from None
         for closed in (Path(vita_ref.__file__).resolve().parent, HERE.parent):
             if whole == closed or closed in whole.parents:
                 raise ValueError(f"your files do not belong into {closed}: name another folder with --work")
-        if whole.exists() and not whole.is_dir():
+        if taken:
             raise ValueError(f"{self.folder} is a file: name a folder with --work")
         self.progress = self._read()
 
@@ -35,7 +39,7 @@ class Work:
         path = self.folder / "progress.json"
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"cannot read {path}: {error}; delete it to begin anew") from None
         if not isinstance(found, dict):
             raise ValueError(f"{path} does not hold a JSON object; delete it to begin anew")  # noqa: TRY004
@@ -46,7 +50,12 @@ class Work:
         self.progress[str(name)] = entry
         self.make()
         text = json.dumps(self.progress, indent=1) + "\n"
-        (self.folder / "progress.json").write_text(text, encoding="utf-8")
+        new, path = self.folder / "progress.json.new", self.folder / "progress.json"
+        try:
+            new.write_text(text, encoding="utf-8")
+            new.replace(path)  # at once: what was interrupted leaves the old file whole
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
     def make(self, *parts):
         """The folder, or one in it."""
@@ -64,7 +73,7 @@ class Work:
     def failures(self, name):
         """How often in a row its check has failed."""
         count = self.entry(name).get("failures", 0)
-        return count if isinstance(count, int) else 0
+        return max(count, 0) if isinstance(count, int) else 0
 
     def entry(self, name):
         found = self.progress.get(str(name), {})
@@ -76,11 +85,21 @@ class Work:
 
     def start(self, lesson):
         """Copies the text and the stub of a lesson, unless the file is there."""
-        if self.file(lesson).exists():
+        path = self.file(lesson)
+        if path.exists():
             return False
         self.make()
-        shutil.copy(STUBS / f"{lesson.module}.py", self.file(lesson))
+        text = (STUBS / path.name).read_text(encoding="utf-8").replace(f"tools/lessons/run.py {lesson.number}\n", f"tools/lessons/run.py {lesson.number}{self.flag}\n")
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror}") from None
         return True
+
+    @property
+    def flag(self):
+        """What a command needs behind it so that it uses this folder."""
+        return "" if self.folder == Path("my-vita") else f" --work {shlex.quote(str(self.folder))}"
 
     def functions(self, lesson):
         """The functions and classes of the learner's file, by name. Raises: ValueError if it cannot be imported."""
@@ -92,10 +111,11 @@ class Work:
         try:
             spec.loader.exec_module(module)
         except SyntaxError as error:
-            raise ValueError(f"{self.file(lesson)}, line {error.lineno}: {error.msg}") from None
-        except Exception as error:  # noqa: BLE001, of the learner's code
-            raise ValueError(f"{self.file(lesson)} cannot be imported: {type(error).__name__}: {error}") from None
+            line = f", line {error.lineno}" if error.lineno else ""
+            raise ValueError(f"{self.file(lesson)}{line}: {error.msg}") from None
+        except (Exception, SystemExit) as error:  # noqa: BLE001, of the learner's code
+            raise ValueError(f"{self.file(lesson)} cannot be imported: {type(error).__name__}: {escaped(str(error))[:400]}") from None
         finally:
             sys.path.remove(str(path.parent))
             sys.dont_write_bytecode = before
-        return {name: x for name, x in vars(module).items() if isinstance(x, (FunctionType, type)) and not name.startswith("_")}
+        return {name: x for name, x in vars(module).items() if callable(x) and not name.startswith("_")}

@@ -27,6 +27,9 @@ def cases():
              lambda my: my.rms_norm(torch.zeros(1, 1, 6), weight, 1e-6), torch.zeros(1, 1, 6)),
         Case("bfloat16 in, bfloat16 out, with the accuracy of float32 between", "rms_norm",
              lambda my: my.rms_norm(randn(2, 4, 64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16), 1e-6)),
+        Case("bfloat16: [0.2, 1.4] is rounded to [0.2002, 1.3984], and then multiplied by 1.125", "rms_norm",
+             lambda my: my.rms_norm(torch.tensor([[[1.0, 7.0]]]).bfloat16(), torch.full((2,), 1.125).bfloat16(), 0.0),
+             torch.tensor([[[0.2255859375, 1.5703125]]]).bfloat16(), 1e-4),
     ]  # fmt: skip
 
 
@@ -73,6 +76,17 @@ LESSON = Lesson(
         Mistake("norm in bfloat16", "the squares were rounded to bfloat16 before they were used.",
                 "convert x to float32 first, and the normalised row back to the dtype of x.", {"rms_norm": in_its_dtype},
                 ({"rms_norm": divided_in_its_dtype},)),
+        Mistake("rounded after the weight", "the normalised row was multiplied by the weight in float32, and rounded once.",
+                "convert the normalised row to the dtype of x, and multiply by the weight then.",
+                {"rms_norm": lambda x, weight, eps: rms_norm(x.float(), weight.float(), eps).to(x.dtype)}),
+        Mistake("divided by the standard deviation", "the mean was subtracted from the squares, and they were divided by D - 1.",
+                "divide by the root of the mean of the squares of x itself.",
+                {"rms_norm": lambda x, weight, eps: x / x.std(-1, keepdim=True) * weight},
+                ({"rms_norm": lambda x, weight, eps: x / (x.var(-1, keepdim=True) + eps).sqrt() * weight},)),
+        Mistake("one added to the weight", "other models store the weight less one; this one does not.", "multiply by the weight as it is.",
+                {"rms_norm": lambda x, weight, eps: rms_norm(x, 1 + weight, eps)}),
+        Mistake("multiplied by the root", "the row was made longer, not shorter.", "divide by the root of the mean square.",
+                {"rms_norm": lambda x, weight, eps: x * (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight}),
         Mistake("the result stays float32", "the norm has to give back the dtype that it was given.",
                 "convert the normalised row to the dtype of x before you multiply by the weight.",
                 {"rms_norm": lambda x, weight, eps: rms_norm(x.float(), weight.float(), eps)}),

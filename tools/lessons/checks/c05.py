@@ -145,6 +145,13 @@ def positions(my):
     return cache.next_positions()
 
 
+def padding_alone(my):
+    cache = my.Cache(1)
+    cache.write(0, randn(2, 1, 3, 2), randn(2, 1, 3, 2))
+    cache.advance(torch.zeros(2, 3).long(), torch.tensor([[0, 0, 1], [0, 0, 0]]).bool())
+    return cache.length, cache.next_positions()
+
+
 def shared_positions(my):
     cache = my.Cache(1)
     cache.write(0, randn(1, 1, 5, 2), randn(1, 1, 5, 2))
@@ -181,6 +188,8 @@ def cases():
         Case("a pass that failed leaves nothing behind", "Cache", after_a_failure, torch.tensor([0.0, 1, 2])),
         Case("the next positions of a row of 5, and of two rows of 3 with padding on either side", "Cache", positions,
              torch.tensor([5, 3, 3])),
+        Case("three columns of padding but for one: the length is 3; a row without a real token begins at 0", "Cache", padding_alone,
+             (3, torch.tensor([1, 0]))),
         Case("positions that are shared by two columns: 0 1 1 2 2 goes on with 3", "Cache", shared_positions, torch.tensor([3])),
         Case("truncate to 2 of 5 columns, then write one", "Cache", truncated, (2, torch.tensor([2]), torch.tensor([0.0, 1, 7]))),
         Case("truncate to 2 of 5 columns, then a pass at position 7 goes on with 8", "Cache", truncated_then_on, torch.tensor([8])),
@@ -251,6 +260,35 @@ class MovesInTheLast(Plain):
     def advance(self, positions, real):
         super().advance(positions, real)
         self._length -= positions.shape[1]
+
+
+class LengthOfReal(Plain):
+    def advance(self, positions, real):
+        super().advance(positions, real)
+        self._length += int(real[0].sum()) - real.shape[1]
+
+
+class LengthOfRealCuts(LengthOfReal):
+    def next_positions(self):
+        return torch.where(self.real, self.positions + 1, 0)[:, : self.length].amax(1)
+
+
+class PaddingHasPosition(Plain):
+    def next_positions(self):
+        return self.positions.amax(1) + 1
+
+
+class Swapped(Plain):
+    def write(self, layer, keys, values):
+        return super().write(layer, keys, values)[::-1]
+
+
+class JoinsHeads(Plain):
+    def write(self, layer, keys, values):
+        if self.stored[layer] is not None:
+            keys, values = (torch.cat([old[:, :, : self.length], new], 1) for old, new in zip(self.stored[layer], (keys, values)))
+        self.stored[layer] = keys, values
+        return keys, values
 
 
 class OnlyNew(Plain):
@@ -341,6 +379,10 @@ LESSON = Lesson(
                 "change the length in advance alone.", wrong(MovesTwice)),
         Mistake("the length moves in the last layer's write", "it has to move in advance: a pass may fail after its last write.",
                 "change the length in advance alone.", wrong(MovesInTheLast)),
+        Mistake("the length counts real tokens", "padding takes a column, so it counts.", "let the length grow by S, padding or not.",
+                wrong(LengthOfReal), (wrong(LengthOfRealCuts),)),
+        Mistake("keys and values swapped", "the values were returned first.", "return the keys, then the values.", wrong(Swapped)),
+        Mistake("joined along the heads", "the columns are dimension 2 of [B, G, S, K].", "join along dimension 2.", wrong(JoinsHeads)),
         Mistake("only the new columns returned", "the queries would see nothing of what came before.",
                 "return the stored columns with the new ones behind them.", wrong(OnlyNew)),
         Mistake("one store for all layers", "layer 1 overwrites or continues what layer 0 has stored.",
@@ -348,7 +390,7 @@ LESSON = Lesson(
         Mistake("new columns in front", "the new columns stand before the old ones.", "join old, then new.", wrong(NewFirst)),
         Mistake("columns of a failed pass kept", "what a failed pass wrote is still there.",
                 "cut the stored columns to the length before you add new ones.", wrong(KeepsFailed)),
-        Mistake("truncated columns kept", "truncate changed the length, but the next write went behind the old columns.",
+        Mistake("columns behind the length kept", "a write went behind all stored columns, also those of a failed pass or behind a truncation.",
                 "cut the stored columns to the length before you add new ones.", wrong(KeepsTruncated)),
         Mistake("positions count padding", "padding takes a column, but no position.",
                 "go on from the largest position of a real column, not from the length.", wrong(CountsPadding)),
@@ -357,6 +399,8 @@ LESSON = Lesson(
         Mistake("position off by one", "the next token gets the position of the last one.", "add one.", wrong(OffByOne)),
         Mistake("position of the last column", "the last column may be padding, whose position id is 0.",
                 "look for the last column that is real.", wrong(LastColumn)),
+        Mistake("padding counted as position 0", "a row without a real token has used no position yet.",
+                "look at real columns alone, and begin at 0 in a row that has none.", wrong(PaddingHasPosition)),
         Mistake("truncate forgets the positions", "the length went back, the positions did not.",
                 "cut the stored positions and the padding marks as well.", wrong(TruncatesLengthOnly)),
         Mistake("positions behind truncated ones", "the next pass put its positions behind those that truncate should have removed.",

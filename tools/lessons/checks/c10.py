@@ -68,8 +68,13 @@ def cases():
     ]  # fmt: skip
 
 
-def one_row(ids, embed, features, placeholder, keep=False, last=False):
-    """A row, with a copy of token 0 in the placeholder's place (``keep``), or all pictures at the end (``last``)."""
+def one_row(ids, embed, features, placeholder, keep=False, last=False, tail=True):
+    """A row, with a copy of token 0 in the placeholder's place (``keep``), with all pictures at the end (``last``), or up to
+    the last picture alone (without ``tail``)."""
+    if not tail and (ids == placeholder).any():
+        ids = ids[: int((ids == placeholder).nonzero()[-1]) + 1]
+    elif not tail:
+        return embed(ids[:0])
     parts, rest = [], list(features)
     for i in ids.tolist():
         if i != placeholder:
@@ -98,6 +103,10 @@ def batch(rows, embed, features, placeholder, side, share="next", positions="rea
         ids[i, place] = torch.arange(len(x))
         if positions == "columns":
             ids[i] = torch.arange(width)
+        elif positions == "own columns":
+            ids[i, place] = torch.arange(width)[place]
+        elif positions == "one":
+            ids[i, place] += 1
         elif positions == "ids":
             ids[i, place] = moved(r, len(x), placeholder)
         elif positions == "last":
@@ -133,6 +142,12 @@ LESSON = Lesson(
                 "replace the placeholder: its own row must not be there.", with_row(keep=True)),
         Mistake("pictures at the end of the row", "the picture was appended; it belongs where the placeholder stands.",
                 "go through the ids in order, and put the picture's rows in the placeholder's place.", with_row(last=True)),
+        Mistake("the text behind the last picture lost", "the row ends with its last picture.",
+                "embed what stands behind the last placeholder, too.", with_row(tail=False)),
+        Mistake("one row for a picture", "a placeholder became one row. It becomes all rows of its picture.",
+                "put all rows [I, D] in the placeholder's place.",
+                {"splice_row": lambda ids, e, f, p: one_row(ids, e, [x[:1] for x in f], p)},
+                ({"splice_row": lambda ids, e, f, p: one_row(ids, e, [x.mean(0, keepdim=True) for x in f], p)},)),
         Mistake("pictures in the wrong order", "the first placeholder got the last picture.", "take the features in order.",
                 {"splice_row": lambda ids, e, f, p: one_row(ids, e, f[::-1], p), "splice": lambda *a: batch(*a, share="reversed")}),
         Mistake("every row takes the first pictures", "row 1 got the picture of row 0.",
@@ -140,7 +155,9 @@ LESSON = Lesson(
         Mistake("position ids not moved after a picture", "a picture took one position, whatever its rows: later words come too early.",
                 "count the rows after the splice, not the ids before it.", with_batch(positions="ids")),
         Mistake("positions count padding", "the columns were numbered. Padding takes no position, and has the id 0.",
-                "number the real rows of each row of the batch from 0, wherever they stand; 0 on padding.", with_batch(positions="columns")),
+                "number the real rows of each row of the batch from 0, wherever they stand; 0 on padding.", with_batch(positions="columns"),
+                (with_batch(positions="own columns"),)),
+        Mistake("positions counted from one", "the first real row has the position 0.", "begin with 0.", with_batch(positions="one")),
         Mistake("positions go on into the padding", "padding has the position id 0.", "write 0 on padding.", with_batch(positions="last")),
         Mistake("padding on the wrong side", "left and right are swapped.", 'with side "left" the padding stands in front of the row.',
                 {"splice": lambda r, e, f, p, side: batch(r, e, f, p, "left" if side == "right" else "right")}),

@@ -32,7 +32,7 @@ import torch
 
 
 def splice_row(ids: torch.Tensor, embed: Callable, features: list, placeholder: int) -> torch.Tensor:
-    """One row. ids [n] long; embed takes real ids [m] and gives [m, D]; features is a list of [I_i, D], one for each
+    """One row. ids [n] long; embed takes real ids [m] (none, too) and gives [m, D]; features is a list of [I_i, D], one for each
     placeholder of this row in order -> [S, D]"""
     raise NotImplementedError
 
