@@ -3,7 +3,7 @@
 OUT is a folder of this project's own kind: weights, config, tokenizer and speech weights, everything that
 `Vita.from_pretrained(OUT)` needs, with no flag. The decoder's matrices are quantised as `--quantize` does; embeddings,
 norms, biases, vision tower and audio encoder keep their values, in the dtype of the checkpoint or of --dtype. Tensors
-are read, quantised and written one after the other: a folder of 16.6 GB needs about 3 GB of memory.
+are read, quantised and written one after the other: a folder of 16.6 GB needs about 4 GB of memory.
 
 config.json says how the weights are stored, and the measured error: the root of the mean squared difference of all
 quantised weights, over the root of their mean square.

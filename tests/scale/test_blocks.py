@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_device import DEVICE, Elsewhere, move, pretend
+from torch import nn
 
-from vita_ref.scale import blocks, int4, int8
+from vita_ref.scale import METHODS, blocks, int4, int8
 
 
 def by_blocks(x, weight, **options):
@@ -62,3 +64,41 @@ def test_quantised_weights_are_expanded_by_blocks_only(largest, method, rows, dt
     with patch.multiple("vita_ref.scale.blocks", BLOCK=10_000, OUTPUTS=1), largest, torch.inference_mode():
         module(x)
     assert largest.count <= 320 * 640 * (1 if method == "int8" else 0.5) + 1  # bytes of the quantised weight itself
+
+
+LAYOUTS = {
+    "whole": lambda *shape: torch.randn(shape),
+    "every second input": lambda *shape: torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2],
+    "part of a row": lambda *shape: torch.randn(*shape[:-1], shape[-1] + 3)[..., 1:-2],
+    "inputs first": lambda *shape: torch.randn(shape[-1], *shape[:-1]).movedim(0, -1),
+    "one row repeated": lambda *shape: torch.randn(shape[-1]).expand(shape),
+    "one number repeated": lambda *shape: torch.randn(1).expand(shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", ["int8", "int4"])
+@settings(deadline=None, max_examples=20, derandomize=True)
+@given(
+    lead=st.lists(st.integers(0, 3), max_size=3), inputs=st.sampled_from([16, 20, 64, 96]), outputs=st.sampled_from([3, 64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.bfloat16, torch.float16]), grad=st.booleans(),
+)  # fmt: skip
+def test_rows_of_any_layout_and_number_are_multiplied_by_quantised_weights(method, layout, lead, inputs, outputs, dtype, grad):
+    module = METHODS[method][0](nn.Linear(inputs, outputs).to(dtype).requires_grad_(False))
+    METHODS[method][1](module, "weight", torch.randn(outputs, inputs))
+    x = LAYOUTS[layout](*lead, inputs).to(dtype, memory_format=torch.preserve_format).requires_grad_(grad)
+    got, want = module(x), module(x.detach().clone(memory_format=torch.contiguous_format))
+    assert got.dtype == dtype and got.shape == (*lead, outputs)
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2 * float(want.abs().max()) if want.numel() else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_int4_map_that_is_moved_to_another_device_multiplies_there(dtype):
+    module = int4.Int4Linear(nn.Linear(64, 96).to(dtype).requires_grad_(False))
+    int4.assign(module, "weight", torch.randn(96, 64))
+    x = torch.randn(3, 64).to(dtype)
+    want = module(x)
+    with pretend(), patch.object(torch, "_weight_int4pack_mm_for_cpu", None, create=True):
+        got = move(module)(Elsewhere(x))
+    assert got.device == DEVICE
+    torch.testing.assert_close(got.inner, want, rtol=2e-2, atol=2e-2 * float(want.abs().max()))

@@ -18,7 +18,7 @@ import torch
 from tools import make_checkpoint
 from vita_ref import Vita, VitaConfig, generate
 from vita_ref.config import DecoderConfig, VisionConfig
-from vita_ref.scale import parallel
+from vita_ref.scale import METHODS, parallel
 from vita_ref.scale.products import can_pack
 
 SIZES = DecoderConfig(301, 35, 41, 2, 12, 4, 6)  # the ranks do not get equal parts of V, D and F
@@ -76,7 +76,8 @@ def run_rank(rank, folder, ports):
     with parallel.process_group("cpu"):
         saved["untied"] = results(folder / "untied", split=True)
         saved["tied"] = results(folder / "tied", split=True)
-        saved["int8"] = results(folder / "untied", split=True, quantize="int8")
+        for method in METHODS:
+            saved[method] = results(folder / "untied", split=True, quantize=method)
         saved["packed"] = results(folder / "untied", split=True, pack=can_pack(torch.float32))
         saved["internvl"] = results(folder / "internvl", split=True)
     commands = {
@@ -119,7 +120,8 @@ def run(tmp_path_factory):
     for worker in workers:
         worker.start()
     whole = {"untied": results(folder / "untied"), "tied": results(folder / "tied")}
-    whole |= {"int8": results(folder / "untied", quantize="int8"), "answer": command(*FLAGS, folder / "untied")}
+    whole |= {method: results(folder / "untied", quantize=method) for method in METHODS}
+    whole["answer"] = command(*FLAGS, folder / "untied")
     whole |= {"packed": whole["untied"], "internvl": results(folder / "internvl")}
     for worker in workers:
         worker.join(100)
@@ -137,7 +139,7 @@ def test_the_logits_are_those_of_one_process_within_rounding(run, kind):
         assert (rank[kind]["logits"] - want).abs().max() < 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied", "int8", "packed"])
+@pytest.mark.parametrize("kind", ["untied", "tied", *METHODS, "packed"])
 def test_every_rank_has_the_same_bits_and_samples_the_same_tokens(run, kind):
     first, second = (rank[kind] for rank in run.ranks)
     for name in ("logits", "greedy", "seeded", "sampled"):
@@ -151,8 +153,9 @@ def test_tokens_are_those_of_one_process(run, kind):
         assert run.ranks[0][kind][name].equal(run.whole[kind][name])
 
 
-def test_the_error_of_int8_is_at_most_one_and_a_half_times_that_of_one_process(run):
-    exact, whole, split = (r["logits"] for r in (run.whole["untied"], run.whole["int8"], run.ranks[0]["int8"]))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_error_of_quantising_is_at_most_one_and_a_half_times_that_of_one_process(run, method):
+    exact, whole, split = (r["logits"] for r in (run.whole["untied"], run.whole[method], run.ranks[0][method]))
     assert 0 < (split - exact).abs().max() < 1.5 * (whole - exact).abs().max()
 
 

@@ -19,7 +19,7 @@ STATUS = 128  # after a signal the exit status is this plus its number: 130 afte
 
 def exit_status(run, parser, argv):
     """The exit status of ``run`` with the flags in ``argv``: 0, 2 after one line for a user error, 130 after Ctrl-C."""
-    with signals_raise(), first_rank_prints(), standard_streams():
+    with signals_raise() as stopped, first_rank_prints(), standard_streams():
         try:
             args = parser.parse_args(argv)
             with warnings.catch_warnings():
@@ -32,6 +32,8 @@ def exit_status(run, parser, argv):
         except KeyboardInterrupt as stop:
             return STATUS + (stop.args[0] if stop.args else signal.SIGINT)
         except Exception as error:
+            if stopped:
+                return stopped[0]
             if (message := user_message(error)) is None:
                 raise
             discard_output()
@@ -175,15 +177,18 @@ def finite(value):
 @contextlib.contextmanager
 def signals_raise():
     """Inside the block, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt with their number; the second ends the process.
+    Yields a list that has the exit status after a signal: torch replaces a KeyboardInterrupt inside it by other errors.
 
     A signal that is ignored, as under nohup, or for which the caller has a handler, stays as it is.
     """
 
     def stop(number, frame):
+        stopped.append(STATUS + number)
         for each in before:
             signal.signal(each, lambda number, frame: os._exit(STATUS + number))
         raise KeyboardInterrupt(int(number))
 
+    stopped = []
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {n: h for n in numbers if (h := signal.getsignal(n)) in (signal.SIG_DFL, signal.default_int_handler)}
     try:
@@ -192,7 +197,7 @@ def signals_raise():
     except ValueError:  # not in the main thread, which alone gets signals
         before = {}
     try:
-        yield
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -37,6 +37,7 @@ _BLOCK = 2**24  # numbers that are compared or checked at once
 _FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes in a header that weights may have
 _OTHERS = {torch.long: ("I64", "I32"), torch.int8: ("I8",), torch.uint8: ("U8",)}  # counters, and quantised weights
 _STEPS = "weight_scale"  # of quantised weights: they keep their dtype
+_STEP_DTYPES = {torch.float32: ("F32",), torch.bfloat16: ("BF16",)}  # of int8 and int4
 _NOT_WEIGHTS = "rotary_emb.inv_freq"  # a table that old checkpoints store; it follows from the config
 
 
@@ -197,7 +198,7 @@ def check_fits(module, table, files, ignored=()):
     unread = {n for n in files if n.startswith(tuple(ignored)) or n.endswith(_NOT_WEIGHTS)}
     surplus = [n for n in files if n not in names and n not in unread]
     misshapen = [n for n in names if n in files and stored[n] != expected[n]]
-    kinds = {n: _OTHERS.get(state[own].dtype, _FLOATS) for n, own in names.items()}
+    kinds = {n: (_STEP_DTYPES if n.endswith(_STEPS) else _OTHERS).get(state[own].dtype, _FLOATS) for n, own in names.items()}
     other = [n for n in names if n in files and dtypes[n] not in kinds[n]]
     faults = {
         "missing": [f"{n} {expected[n]} (expected in {places})" for n in names if n not in files],

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .folders import config_json
@@ -28,9 +29,26 @@ def write_folder(folder, config, tensors, source=None, speech=None):
     """Writes config.json, the weights (an iterable of names and tensors), the tokenizer of ``source``, and ``speech``.
 
     ``config`` is a `VitaConfig`, or a function that gives it when all tensors have been taken.
-    Raises: ValueError if the folder exists and is not empty.
+    If it fails or is interrupted, what it wrote is removed.
+    Raises: ValueError if the folder exists and is not empty, or the disk is full.
     """
-    folder = new_folder(folder)
+    folder = Path(folder)
+    was_there = folder.is_dir()
+    new_folder(folder)
+    total = None
+    try:
+        total = _write(folder, config, tensors, source, speech)
+    except SafetensorError as error:
+        raise ValueError(f"{shown(str(folder))} cannot be written: {error}") from None
+    finally:
+        if total is None:  # half a folder of gigabytes is of no use, and would be in the way next time
+            for path in [*folder.iterdir()] if was_there else [folder]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return total
+
+
+def _write(folder, config, tensors, source, speech):
+    """`write_folder` into a folder that is there and empty."""
     shards, weight_map, pending, size, total = 0, {}, {}, 0, 0
 
     def flush():

@@ -6,6 +6,7 @@ Test: ``pytest tests/scale/test_blocks.py``
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 BLOCK = 2**19  # elements of a weight that are converted at a time: 2 MB in float32, which stay in a cache
@@ -36,3 +37,13 @@ def product(rows, outputs, convert, dtype, multiple=None, scale=None):
         part = F.linear(wide, convert(start, stop, block))  # [rows, block]
         out[:, start:stop] = part if scale is None else part * scale[start:stop]
     return out
+
+
+class Quantized(nn.Module):
+    """A linear map with quantised weights. Their scale keeps its dtype when a model is converted, as integers do."""
+
+    def _apply(self, fn, recurse=True):
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        self.weight_scale = scale.to(self.weight.device)
+        return self

@@ -18,7 +18,6 @@ Test: ``pytest tests/scale/test_int4.py``
 import functools
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from ..files.checkpoint import set_param
@@ -168,9 +167,11 @@ def int4_linear(x, weight, scale, outputs, bias=None):
     if width > rows.shape[1]:
         rows = F.pad(rows, (0, width - rows.shape[1]))  # [rows, width]
     learns = torch.is_grad_enabled() and x.requires_grad  # the kernel gives no gradient
-    if packed and x.dtype == torch.bfloat16 and 0 < len(rows) <= MOST_ROWS and not learns:
+    fits = x.dtype == torch.bfloat16 and x.device.type == "cpu" and 0 < len(rows) <= MOST_ROWS
+    if packed and fits and not learns:
         flat = weight.view(scale.shape[1], width // 2)  # the shape that the kernel expects, in its own order
-        out = torch._weight_int4pack_mm_for_cpu(rows, flat, width // len(scale), scale)[:, :outputs]  # [rows, outputs]
+        out = torch._weight_int4pack_mm_for_cpu(rows.contiguous(), flat, width // len(scale), scale)  # [rows, n]
+        out = out[:, :outputs]  # [rows, outputs]
     else:
         size = 2 * weight.shape[2] if packed else 1  # rows of the weight in one of its blocks
         dtype = block_dtype(x)
@@ -185,7 +186,7 @@ def int4_linear(x, weight, scale, outputs, bias=None):
     return out.reshape(*x.shape[:-1], outputs)
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(blocks.Quantized):
     """A linear map with an int4 weight. `assign` quantises the checkpoint's weight for it, unless it is ``stored`` so."""
 
     method = "int4"
@@ -231,6 +232,7 @@ def assign(owner, leaf, tensor):
     elif leaf == "weight_scale":
         owner.set_scale(tensor)
     elif tensor.is_floating_point():
+        owner.outputs, owner.inputs = tensor.shape  # of a process's part, if the decoder is split
         nibbles, scale = quantize(tensor, owner.group)
         owner.set_nibbles(nibbles)
         owner.set_scale(scale)

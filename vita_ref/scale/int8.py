@@ -9,7 +9,6 @@ Test: ``pytest tests/scale/test_int8.py``
 """
 
 import torch
-from torch import nn
 
 from ..files.checkpoint import set_param
 from . import blocks
@@ -44,7 +43,7 @@ def int8_linear(x, weight, scale, bias=None):
     aligned = rows.shape[1] % 16 == 0  # with other widths the kernel reads beyond the end of a row
     learns = torch.is_grad_enabled() and x.requires_grad  # the kernel gives no gradient
     if x.dtype == torch.bfloat16 and 0 < len(rows) <= 16 and aligned and x.device.type == "cpu" and not learns:
-        out = torch._weight_int8pack_mm(rows, weight, scale.to(x.dtype))  # [rows, outputs]
+        out = torch._weight_int8pack_mm(rows.contiguous(), weight, scale.to(x.dtype))  # [rows, outputs]
     else:
         dtype = block_dtype(x)
 
@@ -54,10 +53,10 @@ def int8_linear(x, weight, scale, bias=None):
         out = blocks.product(rows, len(weight), convert, dtype, scale=scale.to(dtype))  # [rows, outputs]
     if bias is not None:
         out = out + bias  # [rows, outputs]
-    return out.view(*x.shape[:-1], -1)
+    return out.reshape(*x.shape[:-1], len(weight))
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(blocks.Quantized):
     """A linear map with an int8 weight. `assign` quantises the checkpoint's weight for it, unless it is ``stored`` so."""
 
     method = "int8"
