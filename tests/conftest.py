@@ -35,3 +35,17 @@ class Largest(TorchDispatchMode):
 @pytest.fixture
 def largest():
     return Largest()
+
+SLOW = (  # these files begin first, so that two workers end together
+    "test_train.py", "test_web_page.py", "test_page.py", "test_clients.py", "test_lessons_cards.py", "test_rows.py",
+    "test_reproducible.py", "test_parallel.py", "test_check_shapes.py", "test_demo.py", "test_server_process.py",
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would begin with the files of most tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOW)

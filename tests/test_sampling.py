@@ -255,3 +255,12 @@ def test_options_within_their_ranges_are_returned_unchanged(options):
 def test_options_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         Sampling().top_k = 3
+
+
+def test_without_a_generator_the_draws_are_those_of_torchs_own_and_new_each_time():
+    torch.manual_seed(5)
+    first, second = row_generators(None, 3), row_generators(None, 3)
+    torch.manual_seed(5)
+    again = row_generators(None, 3)
+    seeds = [[g.initial_seed() for g in each] for each in (first, second, again)]
+    assert seeds[0] == seeds[2] and not set(seeds[0]) & set(seeds[1]) and len(set(seeds[0])) == 3

@@ -48,7 +48,7 @@ TESTS = {  # file of vita_ref/ -> its tests, the quickest to find a bug first
     "inputs.py": "test_model.py test_batches.py test_golden_splice.py checks test_devices.py test_chat.py test_stream.py",
     "request.py": "test_request.py test_model.py test_batches.py analysis/test_budget.py checks cli",
     "model.py": "test_model.py test_golden_splice.py test_batches.py test_generate.py checks test_stream.py test_chat.py test_devices.py",
-    "scale/int8.py": "scale/test_int8.py scale/test_reproducible.py scale/test_products.py files/test_stored.py tools/test_quantize.py",
+    "scale/int8.py": "scale/test_int8.py scale/test_reproducible.py scale/test_products.py files/test_stored.py test_saving.py",
 }
 
 
