@@ -1,4 +1,4 @@
-"""A conversation: messages, and a cache that goes on where the last answer ended. It stands on the one generation loop.
+"""A conversation: messages, and a cache that goes on where the last answer ended. It uses the one generation loop.
 
     messages -> chat template -> texts, media, and answers as the ids that were generated -> ids
              -> the ids that the cache begins with stay in it, the others are read -> Vita.steps -> the next answer
@@ -47,7 +47,7 @@ from .request import Request, check_positions
 from .sampling import Sampling
 from .stream import Stream
 
-MOST_UNUSED = 8  # media that no message has any more, which are remembered because they may be asked about again
+MOST_UNUSED = 8  # media that no message has any more, and that are kept because they may be asked about again
 
 
 class Conversation:
@@ -71,7 +71,7 @@ class Conversation:
         self.vita, self.system, self.overflow, self.tools, self.options = vita, system, overflow, tools, options
         self._messages, self._media, self._stream = [], {}, None
         self._last = None, None  # the last answer as a message, and its prompt
-        self._lock = threading.Lock()  # while a question is read: of two threads, the second ends the first one's or is refused
+        self._lock = threading.Lock()  # held while a question is read: a second thread stops the first one's answer, or is refused
         self._cache, self._read, self._answer = vita.decoder.new_cache(1), [], None  # what is in the cache
 
     # ---- what a user does
@@ -273,7 +273,7 @@ class Conversation:
         try:
             if self._stream is not None:
                 self._stream.close()
-        except ValueError:  # of the generator, which is running
+        except ValueError:  # "generator already executing"
             raise ValueError("this conversation is answering already: stop that answer, or wait for its end") from None
         self._stream = None
 

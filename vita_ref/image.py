@@ -71,7 +71,7 @@ def open_image(source):
 
 
 def _open(source):
-    """`open_image`, but a PIL image that needs no change is returned itself: a copy can need 0.7 GB."""
+    """`open_image` without a copy of a PIL image that needs no change: a copy may take 0.7 GB."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -82,7 +82,7 @@ def _open(source):
             check_array(source)
             return to_rgb(Image.fromarray(np.ascontiguousarray(source)))
         if isinstance(source, Image.Image):
-            return to_rgb(source if _is_upright(source) else ImageOps.exif_transpose(source))
+            return to_rgb(source if _needs_no_change(source) else ImageOps.exif_transpose(source))
         with Image.open(file_of(source)) as image, quiet_stderr(image.format == "TIFF"):
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
@@ -93,8 +93,8 @@ def _open(source):
     raise ValueError(f"cannot read {name}: {reason}")
 
 
-def _is_upright(image):
-    """Whether a PIL image can be used as it is: EXIF turns nothing, and no later `seek` changes its pixels."""
+def _needs_no_change(image):
+    """Whether a PIL image can be used as it is: EXIF does not rotate it, and it has no further frames to `seek`."""
     return image.getexif().get(EXIF_ORIENTATION, 1) == 1 and not getattr(image, "is_animated", False)
 
 

@@ -1,7 +1,7 @@
 """Find the bug: planted bugs of `tools/mutants.py` as cards.
 
 A card has a copy of the package with one wrong line, and a probe: a few calls whose results differ from those of the
-unharmed package. The probe says what is wrong, not where. A bug is mended when the probe gives what it should.
+unharmed package. The probe says what is wrong, not where. A bug is fixed when the probe gives what it should.
 
 Test: ``pytest tests/tools/test_lessons_more.py``
 """
@@ -171,7 +171,7 @@ def mutant_of(card):
 
 def write(card, folder):
     """Copies the package into a folder, with the bug in it, and what is needed to search for it."""
-    whole, folder = Path(folder), Path(f"{folder}.new")
+    final, folder = Path(folder), Path(f"{folder}.new")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     shutil.copytree(ROOT / "vita_ref", folder / "vita_ref", dirs_exist_ok=True)
     (folder / "tools").mkdir(exist_ok=True)
@@ -184,9 +184,9 @@ def write(card, folder):
             (folder / "weights" / "demo").symlink_to(demo_folder(), target_is_directory=True)
         except OSError:
             shutil.copytree(demo_folder(), folder / "weights" / "demo")
-    if whole.is_dir():
-        whole.rmdir()
-    folder.replace(whole)  # at once: an interrupted run leaves no half of a card
+    if final.is_dir():
+        final.rmdir()
+    folder.replace(final)  # atomic: an interrupted run leaves no incomplete card
 
 
 def load(folder):
@@ -212,7 +212,7 @@ def forget():
 
 @functools.cache
 def expected_of(probe):
-    """What a probe gives of the unharmed package."""
+    """What a probe gives for the unharmed package."""
     import vita_ref
     from tools.lessons.demo import demo
 
@@ -221,7 +221,7 @@ def expected_of(probe):
 
 @torch.inference_mode()
 def symptoms(card, folder):
-    """(what was probed, whether it is right, how it shows) of a copy."""
+    """(what was probed, whether it is right, the difference in words) for each result of a copy."""
     expected = expected_of(card.probe)
     try:
         got = card.probe(*load(folder))

@@ -4,7 +4,7 @@
     colour      teaches the decoder a colour that it has never met, and shows what it forgets
     two         asks about two pictures at once; with --minutes it teaches the decoder the first and the second picture
 
-Pictures and questions come from the demo's trainer (`tools/demo`): every one is new. Nothing is saved but with --out.
+Pictures and questions come from the demo's trainer (`tools/demo`): every one is new. Nothing is saved.
 
 Test: ``pytest tests/tools/test_lessons_more.py``
 """
@@ -202,7 +202,7 @@ def projector(minutes=5.0, seed=0, steps=None, count=48, show=print):
     show("\n".join(table(before, after, "as it came", "trained anew")))
     show("Questions at the top have lost most. Those at the bottom have recovered, or were not answered before. What have they in common?")
     if 2 * sum(ok for _, ok in before) < len(before):
-        show("The weights in this checkout answer few of these questions at all: they have learnt an earlier edition of the demo world. Read the differences alone.")
+        show("The weights in this checkout answer few of these questions at all: they were trained on an earlier version of the demo world. Look only at the differences.")
     return values, before, after
 
 

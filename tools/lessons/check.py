@@ -1,4 +1,4 @@
-"""Holds a learner's functions against properties and known numbers, and recognises typical mistakes by name.
+"""Checks a learner's functions against properties and known numbers, and recognises typical mistakes by name.
 
 A lesson has cases and mistakes. A case runs one or more of the learner's functions. What it should give is a number that
 was computed by hand, a property, or what the package's own function gives. A mistake is a wrong version of a function.
@@ -85,7 +85,7 @@ class Report:
 
 STUB = "this is still the stub: replace the line `raise NotImplementedError` by your code"
 STOPPED = "you have stopped it while it was running: does a loop never end?"
-LONG = 30  # seconds after which it is said that a case is still running
+LONG = 30  # seconds after which a message says that a case is still running
 
 
 def check(lesson, functions, failures=0, file=None):
@@ -95,15 +95,16 @@ def check(lesson, functions, failures=0, file=None):
     """
     report, my, cases = Report(), SimpleNamespace(**functions), list(lesson.cases())
     for case in cases:
-        got = patiently(case, my, file)
+        got = attempt_with_notice(case, my, file)
         difference = compare(got, case, lesson)
         if difference is None:
             report.lines.append(f"  ok   {case.name}")
             report.passed += 1
             continue
-        report.ok, report.stub = False, isinstance(got, Failed) and got.text == STUB
+        reason = got.text if isinstance(got, Failed) else None
+        report.ok, report.stub = False, reason == STUB
         report.lines.append(f"  OFF  {case.name}\n       {case.part}: {difference}")
-        if not report.stub and not (isinstance(got, Failed) and got.text == STOPPED):
+        if reason not in (STUB, STOPPED):
             explain(report, case, cases, lesson, my, got)
         if not report.stub:
             advise(report, case, lesson, failures + 1)
@@ -111,8 +112,8 @@ def check(lesson, functions, failures=0, file=None):
     return report
 
 
-def patiently(case, my, file):
-    """`attempt`, which says after half a minute that it is still running, and how to find out where."""
+def attempt_with_notice(case, my, file):
+    """`attempt`; after `LONG` seconds it prints that the case is still running, and how to find out where."""
     text = f"  ...  {case.name}: still running after {LONG} seconds. Ctrl-C stops it and shows the line."
     clock = threading.Timer(LONG, lambda: print(text, file=sys.stderr, flush=True))
     clock.daemon = True
@@ -151,9 +152,9 @@ def attempt(case, my, file=None):
 
 
 def guarded(function):
-    """The function; it raises `ChangedError` if it changes a tensor or a list that it was given, and these get their contents back.
+    """The function, except that it raises `ChangedError` if it changes a tensor or a list that it was given.
 
-    The caller still needs them: the residual adds the layer's input, and the next case uses the same tensors.
+    Their contents are restored, because the caller still needs them: the next case uses the same tensors.
     """
     if not isinstance(function, FunctionType):
         return function
@@ -166,7 +167,7 @@ def guarded(function):
         try:
             out = function(*args, **options)
         finally:
-            changed = [put_back(x, old) for x, old in zip(given, before)]
+            changed = [restore(x, old) for x, old in zip(given, before)]
         if any(changed):
             raise ChangedError("it changes an argument in place, and the caller still needs it: make a new one, as in x = x * 2 for x *= 2")
         return out
@@ -178,7 +179,7 @@ class ChangedError(Exception):
     """A function has changed what it was given."""
 
 
-def put_back(x, old):
+def restore(x, old):
     """Gives a tensor or list its former contents again. Returns whether it had others."""
     if isinstance(x, list):
         changed = len(x) != len(old) or any(a is not b for a, b in zip(x, old))

@@ -25,13 +25,13 @@ class Work:
         try:
             self.folder = Path(folder).expanduser()
             whole = self.folder.resolve()
-            taken = whole.exists() and not whole.is_dir()
+            is_file = whole.exists() and not whole.is_dir()
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"--work {shown(folder)} is not a folder's name: {escaped(str(error))[:200]}") from None
-        for closed in (Path(vita_ref.__file__).resolve().parent, HERE.parent):
-            if whole == closed or closed in whole.parents:
-                raise ValueError(f"your files do not belong into {closed}: name another folder with --work")
-        if taken:
+        for protected in (Path(vita_ref.__file__).resolve().parent, HERE.parent):
+            if whole == protected or protected in whole.parents:
+                raise ValueError(f"your files do not belong into {protected}: name another folder with --work")
+        if is_file:
             raise ValueError(f"{self.folder} is a file: name a folder with --work")
         self.progress = self._read()
 
@@ -53,7 +53,7 @@ class Work:
         new, path = self.folder / "progress.json.new", self.folder / "progress.json"
         try:
             new.write_text(text, encoding="utf-8")
-            new.replace(path)  # at once: what was interrupted leaves the old file whole
+            new.replace(path)  # atomic: an interruption leaves the old file complete
         except OSError as error:
             raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
@@ -89,7 +89,8 @@ class Work:
         if path.exists():
             return False
         self.make()
-        text = (STUBS / path.name).read_text(encoding="utf-8").replace(f"tools/lessons/run.py {lesson.number}\n", f"tools/lessons/run.py {lesson.number}{self.flag}\n")
+        command = f"tools/lessons/run.py {lesson.number}"
+        text = (STUBS / path.name).read_text(encoding="utf-8").replace(f"{command}\n", f"{command}{self.flag}\n")
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -98,11 +99,11 @@ class Work:
 
     @property
     def flag(self):
-        """What a command needs behind it so that it uses this folder."""
+        """The flag that makes a command use this folder; empty for the default folder."""
         return "" if self.folder == Path("my-vita") else f" --work {shlex.quote(str(self.folder))}"
 
     def functions(self, lesson):
-        """The functions and classes of the learner's file, by name. Raises: ValueError if it cannot be imported."""
+        """The functions, classes and other callables of the learner's file, by name. Raises: ValueError if it cannot be imported."""
         path = self.file(lesson).resolve()
         spec = importlib.util.spec_from_file_location(lesson.module, path)
         module = importlib.util.module_from_spec(spec)

@@ -22,7 +22,7 @@ def backward_maps(decoder, run, points, token_ids, relevance=True, before=lambda
     """Rollout, relevance and gradient maps of each explained token, as a dict of [n, T] float32.
 
     ``points`` are the n columns that the tokens were chosen from. Without ``relevance`` only the rollout. ``before`` is
-    called before each product, and may raise an exception that ends all.
+    called before each gradient; an exception that it raises ends the calculation.
     Source: rollout, Abnar and Zuidema 2020; relevance, Chefer et al. 2021 (self-attention rules), whose matrices are
     multiplied from the top here, by one row for each token.
     """

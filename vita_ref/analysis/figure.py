@@ -16,8 +16,8 @@ class Figure:
     """The figure of token ``token`` (or "answer") and the map ``name``. ``.svg`` is its text; in a notebook it shows itself."""
 
     def __init__(self, look, token="answer", name="occlusion"):
-        number = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
-        if token != "answer" and not (number and 0 <= token < len(look.tokens)):
+        is_number = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
+        if token != "answer" and not (is_number and 0 <= token < len(look.tokens)):
             raise ValueError(f"token must be 0 to {len(look.tokens) - 1} or 'answer', got {token!r:.80}")
         self.look, self.values = look, look.map(name, token)
         self.title = f"“{shown(look.text.strip())[:60]}”"
@@ -72,8 +72,8 @@ class Figure:
 
     def picture(self, number, about):
         """A picture with its cells; the thumbnail's are left out."""
-        shape = min(4.0, max(1 / 6, about["height"] / about["width"]))  # a strip of pixels is drawn wider
-        height, last = PICTURE * shape, about["grid"][0] * about["grid"][1]
+        ratio = min(4.0, max(1 / 6, about["height"] / about["width"]))  # limited: a picture may be one pixel wide
+        height, last = PICTURE * ratio, about["grid"][0] * about["grid"][1]
         own = [p for p in self.look.positions if p.kind == "image" and p.medium == number and p.row is not None]
         box = f'x="{MARGIN}" y="{self.y:g}" width="{PICTURE}" height="{height:g}"'
         self.parts.append(f'<image href="{about["image"]}" {box} preserveAspectRatio="none"/>')

@@ -6,9 +6,9 @@
     look.relevance         [n, T]     derived: attention times its gradient
     look.gradient          [n, T]     derived: gradient times input
     look.occlusion         [n, T]     derived: how much the log-probability falls if the place is covered; NaN: not covered
-    look.norms             [n, L+1]   observed: the length of the residual stream before and after each layer
-    look.attention_norms, look.mlp_norms  [n, L]  observed: the length of what each adds
-    look.head_norms        [n, L, H]  derived: the length of what each head adds
+    look.norms             [n, L+1]   observed: the norm of the residual stream before and after each layer
+    look.attention_norms, look.mlp_norms  [n, L]  observed: the norm of what each adds
+    look.head_norms        [n, L, H]  derived: the norm of what each head adds
     look.lens              [n, L+1]   derived: the probability of the token after each layer, and ``lens_top``
     look.positions         a `Position` for each of the T columns: the prompt, then the answer
     look.towers            observed: attention of the vision tower and the audio encoder, the mean over heads
@@ -194,22 +194,24 @@ def look_at(
         progress(f"{'no occlusion' if passes == 0 else plan}{relevance}")
     found = arrays(vita, run, explained, length + len(points) - 1)
     if kept and not notes:
-        before = lambda: progress and progress(0, plan.passes)  # which may end it
+        before = lambda: progress and progress(0, plan.passes)  # it may raise an exception
         found |= slow_maps(vita, run, points, explained, notes, before)
     if kept and passes != 0:
         found |= covered(vita, run, plan, points, explained, positions, pictures, sounds, progress)
     elif kept:
         notes.append("occlusion was turned off")
-    columns = [
-        Position(length + t, "answer", text_of(vita, token), positions[-1].position_id + 1 + t, token)
-        for t, token in enumerate(explained[:-1])
-    ]
+    columns = answer_positions(vita, explained[:-1], length, positions[-1].position_id + 1)
     return Look(
         question=question, text=text, tokens=[token_of(vita, *pair) for pair in zip(run.passes, explained)],
         total_tokens=len(ids), positions=positions + columns, pictures=pictures, sounds=sounds, towers=run.towers, plan=plan,
         road=road(vita, prepared, run, pictures, sounds, len(ids), prepare_seconds), model=summary(vita),
         vision=vita.config.vision, forced=answer_ids is not None, notes=notes + run.notes, **found,
     )  # fmt: skip
+
+
+def answer_positions(vita, ids, column, position_id):
+    """The `Position` of each of these tokens of an answer, from a column and a position id on."""
+    return [Position(column + t, "answer", text_of(vita, token), position_id + t, token) for t, token in enumerate(ids)]
 
 
 def check_counts(tokens, passes, answer_ids):
@@ -289,7 +291,10 @@ def arrays(vita, run, ids, total):
 
 
 def slow_maps(vita, run, points, ids, notes, before):
-    """Rollout, relevance and gradient; without the last two for weights that have no gradients."""
+    """Rollout, relevance and gradient; without the last two for weights that have no gradients.
+
+    ``before`` is that of `backward_maps`.
+    """
     try:
         maps = derived.backward_maps(vita.decoder, run, points, ids, before=before)
     except (RuntimeError, NotImplementedError) as error:

@@ -97,7 +97,7 @@ const ofMedium = (kind, medium) => data.positions.filter(p => p.kind === kind &&
 
 // ---- figures of a picture, a sound and the text; values are those of one map
 
-const heightOf = (about, width) => width * Math.min(4, Math.max(1 / 6, about.height / about.width)); // a strip of pixels is drawn wider
+const heightOf = (about, width) => width * Math.min(4, Math.max(1 / 6, about.height / about.width)); // the ratio is limited: a picture may be one pixel wide
 function picture(number, values, width, thumbnail = false) {
   const about = data.pictures[number], height = heightOf(about, width);
   const last = about.grid[0] * about.grid[1];
@@ -306,7 +306,7 @@ function save(name, type, content) {
   link.remove();
 }
 function saveFigure(asPng) {
-  const svg = tokenFigure(); // XML has no control characters and no halves of surrogate pairs
+  const svg = tokenFigure(); // XML allows neither control characters nor unpaired surrogates
   const text = new XMLSerializer().serializeToString(svg).replace(/[^\t\n\r\x20-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd");
   if (!asPng) return save("token.svg", "image/svg+xml", text);
   const image = new Image();

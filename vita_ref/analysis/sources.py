@@ -106,7 +106,7 @@ def open_video(request, config):
     for frame in video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames):
         about.append({"name": name, "size": frame.size, "seconds": float(frame.info["seconds"])})
         tiles.append(frame_reader(config)(frame))
-        del frame  # before the next is read
+        del frame  # so that only one is in memory
     return torch.cat(tiles), about
 
 

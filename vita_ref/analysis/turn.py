@@ -1,6 +1,6 @@
 """The `Look` of an answer in a conversation: ``chat.look().save("a.html")``, and ``/look`` in the terminal.
 
-    the prompt as ids and media, and the messages that these are of -> a prepared request -> `look_at`
+    the prompt (ids and media) and its messages -> a prepared request -> `look_at`
 
 n ids.
 
@@ -24,11 +24,11 @@ def look_at_turn(vita, elements, messages, ids, common, **options):
     has the fields of `Request` that they leave out. Options: ``tokens``, ``passes``, ``derive`` and ``progress``.
     """
     known = [pair for message in messages for pair in known_media(message, common, vita.config)]
-    about = {True: [], False: []}
-    for medium in reversed([x for x in elements if not isinstance(x, int)]):  # messages that were left out come first
+    about = {True: [], False: []}  # is it a sound? -> metadata
+    for medium in reversed([x for x in elements if not isinstance(x, int)]):  # from the end: messages that were left out come first
         while known and known[-1][0] is not medium:
             known.pop()
-        about[medium.kind == "audio"].insert(0, known.pop()[1] if known else default_about(medium))
+        about[medium.kind == "audio"].insert(0, known.pop()[1] if known else default_metadata(medium))
     prepared = prepare_elements(elements, vita.config)
     question = messages[-1].text or "" if messages else ""
     return look_at(vita, prepared, answer_ids=ids, media=(about[False], about[True]), question=question, **options)
@@ -44,41 +44,41 @@ def prepare_elements(elements, config):
 
 
 def known_media(message, common, config):
-    """(medium, what is known of it) for each medium of a message, in order."""
+    """(medium, its metadata) for each medium of a message, in order. The metadata are the fields of a `Picture` or a `Sound`."""
     fields = {name: x for name, x in message.fields.items() if name in vars(Request())}
     request = check_request(Request(**{**common, **fields}))
     media = [x for x in message.parts if not isinstance(x, str)]
     of_kind = {kind: [x for x in media if x.kind == kind] for kind in ("image", "frame", "audio")}
-    found = {"image": [], "frame": frames(request, config) if of_kind["frame"] else [], "audio": []}
+    found = {"image": [], "frame": frame_metadata(request, config) if of_kind["frame"] else [], "audio": []}
     for source, medium in zip(request.images, of_kind["image"]):
         most = config.max_tiles if request.max_tiles is None else request.max_tiles
-        found["image"].append(opened(sources.open_picture, source, config, most))
+        found["image"].append(metadata_or_none(sources.open_picture, source, config, most))
     for source in request.audios:
-        found["audio"].append(opened(sources.open_sound, source))
+        found["audio"].append(metadata_or_none(sources.open_sound, source))
     pairs = {kind: iter(each) for kind, each in found.items()}
-    return [(medium, fitting(next(pairs[medium.kind], None), medium)) for medium in media]
+    return [(medium, checked_metadata(next(pairs[medium.kind], None), medium)) for medium in media]
 
 
-def frames(request, config):
-    """What is known of each frame of the video of a message."""
-    return opened(sources.open_video, replace(request, images=[], audios=[]), config) or []
+def frame_metadata(request, config):
+    """The metadata of each frame of the video of a message."""
+    return metadata_or_none(sources.open_video, replace(request, images=[], audios=[]), config) or []
 
 
-def opened(function, *arguments):
-    """What is known of a file, None if it is not there any more."""
+def metadata_or_none(function, *arguments):
+    """The metadata of a file, None if it cannot be read any more."""
     try:
         return function(*arguments)[1]
     except (ValueError, OSError):
         return None
 
 
-def fitting(about, medium):
-    """What is known of a medium, unless its file has another number of tiles by now."""
+def checked_metadata(about, medium):
+    """The metadata of a medium; the default if its file has changed and has another number of tiles now."""
     if about is None or "grid" in about and about["grid"][0] * about["grid"][1] + about.get("thumbnail", 0) != len(medium.data):
-        return default_about(medium)
+        return default_metadata(medium)
     return about
 
 
-def default_about(medium):
-    """What is known of a medium without a file."""
+def default_metadata(medium):
+    """The metadata of a medium without a file."""
     return {"name": "sound"} if medium.kind == "audio" else {"name": "picture", "grid": (len(medium.data), 1)}

@@ -100,12 +100,12 @@ class Talk:
         with line_editing(self.terminal), at_prompt(self.terminal):
             while not self.ended and (line := self.read_line()) is not None:
                 try:
-                    self.take(line.strip("\r\n\ufeff"))  # a pipe of Windows has other line ends, and may begin with a mark
+                    self.take(line.strip("\r\n\ufeff"))  # a pipe on Windows has CRLF, and may begin with a byte order mark
                 except Exception as error:
                     if not self.terminal or (message := user_message(error)) is None:
                         raise
                     print(f"vita_ref: {message}", file=sys.stderr)
-                except KeyboardInterrupt:  # while media are read or a page is made: gives it up
+                except KeyboardInterrupt:  # while media are read or a page is made, which is then cancelled
                     if not self.terminal:
                         raise
                     print(file=sys.stderr)
@@ -165,31 +165,31 @@ class Talk:
     # ---- commands
 
     def add_image(self, name):
-        self.images.append(existing(name))
+        self.images.append(existing_file(name))
 
     def add_audio(self, name):
-        self.audios.append(existing(name))
+        self.audios.append(existing_file(name))
 
     def add_video(self, name):
-        self.video = existing(name)
+        self.video = existing_file(name)
 
     def undo(self, rest):
         self.chat.undo()
 
     def save(self, name):
-        self.chat.save(given(name))
+        self.chat.save(file_name(name))
 
     def look(self, name):
-        """Writes the page about the last answer. In a terminal, Ctrl-C gives it up."""
-        told = self.terminal or watched(self.args)
-        path = given(name) if name else free_name("look.html")
+        """Writes the page about the last answer. In a terminal, Ctrl-C cancels it."""
+        reports = self.terminal or watched(self.args)
+        path = file_name(name) if name else free_name("look.html")
         check_output(path, "/look")
-        write_page(self.interruptible_look(reporter() if told else lambda *at: None), path, "/look")
-        if told or not name:
+        write_page(self.interruptible_look(reporter() if reports else lambda *at: None), path, "/look")
+        if reports or not name:
             print(f"vita_ref: {shown(os.path.abspath(path))} has the page: open it in a browser", file=sys.stderr)
 
     def interruptible_look(self, report):
-        """The `Look` of the last answer. Ctrl-C ends it between two products: torch imports more on the way."""
+        """The `Look` of the last answer. Ctrl-C ends it at the next report: an exception would break torch's late imports."""
         stopped = threading.Event()
 
         def progress(*at):
@@ -233,12 +233,12 @@ COMMANDS = {
 def given_options(args):
     """The sampling flags and those of `Request` that are not the defaults."""
     options, request = sampling_options(args), {name: getattr(args, name) for name in ("raw", "max_tiles", "fps", "max_frames")}
-    given = {**vars(options), **request}
+    values = {**vars(options), **request}
     defaults = {**vars(type(options)()), **vars(Request())}
-    return {name: value for name, value in given.items() if value != defaults[name]}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-def given(name):
+def file_name(name):
     """The name of a file behind a command, without quotes, and with the home folder for ~. Raises: ValueError."""
     if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
         name = name[1:-1]
@@ -247,9 +247,9 @@ def given(name):
     return os.path.expanduser(name)
 
 
-def existing(name):
+def existing_file(name):
     """The name of a file that exists. Raises: ValueError."""
-    name = given(name)
+    name = file_name(name)
     if not os.path.exists(name):
         raise ValueError(f"{shown(name)}: no such file")
     return name

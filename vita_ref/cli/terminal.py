@@ -177,8 +177,8 @@ def finite(value):
 @contextlib.contextmanager
 def signals_raise():
     """Inside the block, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt with their number; the second ends the process.
-    Yields a list that has the exit status after a signal: torch replaces a KeyboardInterrupt inside it by other errors.
 
+    Yields a list, which gets the exit status after a signal: torch may turn a KeyboardInterrupt into another error.
     A signal that is ignored, as under nohup, or for which the caller has a handler, stays as it is.
     """
 

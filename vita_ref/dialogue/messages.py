@@ -121,8 +121,8 @@ def len_of(given):
 def joined_parts(given):
     """A message whose content is a list of parts, ``{"type": "image", "image": ...}`` and so on, with texts and media apart.
 
-    Media in front of all texts have no placeholders, as in a `Request`; others have theirs where they stand. A user's media
-    without any text have no content, which gets `default_content`.
+    Media in front of all texts have no placeholders, as in a `Request`; others have theirs where they stand. A user's
+    message of media alone has no content, and gets `default_content`.
     """
     if not isinstance(given, dict):
         raise ValueError(f"a message must be a dict with role and content, got {shown(given)}")  # noqa: TRY004

@@ -175,7 +175,7 @@ def restore(saved, media, vita):
         raise ValueError(f"a message must have a role and a content, got {shown(fields)}")  # noqa: TRY004
     if not all(type(part) in (str, int) for part in parts) or any(type(p) is int and p < 0 for p in parts):
         raise ValueError(f"the parts of a message must be texts and numbers of media, got {shown(parts)}")
-    rows = vita.config.decoder.vocab_size  # which may be more than there are tokens
+    rows = vita.config.decoder.vocab_size  # of the embedding; there may be fewer tokens
     if ids is not None and not all(type(i) is int and 0 <= i < rows for i in checked(ids, list)):
         raise ValueError("the ids of an answer are no ids of this checkpoint")
     state = saved["state"]

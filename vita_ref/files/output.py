@@ -1,4 +1,4 @@
-"""A file that is complete or not there: written under another name, and renamed at the end.
+"""Writes a file completely or not at all: under another name, and renamed at the end.
 
 Test: ``pytest tests/cli/test_speak_file.py``
 """
@@ -15,7 +15,10 @@ from .messages import shown
 
 
 def check_output(path, flag="--speak"):
-    """Refuses a file that cannot be written; ``flag`` is what named it. Returns whether it exists and is no regular file, but a device or a pipe."""
+    """Checks that a file can be written. Returns whether it exists as a device or a pipe.
+
+    Raises: ValueError, which begins with ``flag``, the option that named the file.
+    """
     with output_errors(path, flag):
         try:
             mode = os.stat(path).st_mode
@@ -34,9 +37,10 @@ def check_output(path, flag="--speak"):
 
 @contextlib.contextmanager
 def complete_file(path, flag="--speak"):
-    """The name of a new file to write. When the block ends without an exception it becomes ``path``, else it is removed.
+    """Yields the name of a new file to write. If the block ends without an exception it becomes ``path``, else it is removed.
 
-    A link is followed. What is written to a device or a pipe goes into it at the end.
+    A symbolic link is followed. If ``path`` is a device or a pipe, the content is copied into it at the end.
+    Raises: ValueError, which begins with ``flag``, if the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         is_device, target = check_output(path, flag), os.path.realpath(path)

@@ -14,7 +14,7 @@ LEVELS = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)  # 8 bits fo
 
 
 def to_rgb(image):
-    """A PIL image of any mode as RGB: itself if it is. What needs much memory is done in bands."""
+    """A PIL image of any mode as RGB; an RGB image is returned itself. What needs much memory is done in bands."""
     from PIL import Image
 
     check_pixels(*image.size)

@@ -28,12 +28,12 @@ SPEECH_PARTS = {
 def write_folder(folder, config, tensors, source=None, speech=None):
     """Writes config.json, the weights (an iterable of names and tensors), the tokenizer of ``source``, and ``speech``.
 
-    ``config`` is a `VitaConfig`, or a function that gives it when all tensors have been taken.
-    If it fails or is interrupted, what it wrote is removed.
-    Raises: ValueError if the folder exists and is not empty, or the disk is full.
+    ``config`` is a `VitaConfig`, or a function that returns it and is called after the last tensor.
+    Returns the number of bytes of the weights. If writing fails or is interrupted, what was written is removed.
+    Raises: ValueError if the folder exists and is not empty, or weights cannot be written, as on a full disk.
     """
     folder = Path(folder)
-    was_there = folder.is_dir()
+    existed = folder.is_dir()
     new_folder(folder)
     total = None
     try:
@@ -41,14 +41,14 @@ def write_folder(folder, config, tensors, source=None, speech=None):
     except SafetensorError as error:
         raise ValueError(f"{shown(str(folder))} cannot be written: {error}") from None
     finally:
-        if total is None:  # half a folder of gigabytes is of no use, and would be in the way next time
-            for path in [*folder.iterdir()] if was_there else [folder]:
+        if total is None:  # an incomplete folder takes gigabytes, and would be refused next time
+            for path in [*folder.iterdir()] if existed else [folder]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     return total
 
 
 def _write(folder, config, tensors, source, speech):
-    """`write_folder` into a folder that is there and empty."""
+    """`write_folder` into an existing empty folder."""
     shards, weight_map, pending, size, total = 0, {}, {}, 0, 0
 
     def flush():

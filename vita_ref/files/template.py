@@ -16,7 +16,7 @@ import re
 from .messages import escaped, shown
 from .values import read_text
 
-LARGEST_POWER, LONGEST_TEXT = 64, 2**20  # of the numbers and repeated texts that a template may compute
+LARGEST_POWER, LONGEST_TEXT = 64, 2**20  # the largest exponent, and the longest repeated text, in a template
 MOST_TEMPLATES = 64
 
 # The tokens of plain ChatML, `stripped`: an optional default system block, every message between its role and the end
@@ -90,7 +90,7 @@ class ChatTemplate:
 
 
 def stripped(text):
-    """A template without the white space that Jinja strips around tags (`compiled` has its options) and inside them."""
+    """A template without the white space that Jinja strips around tags (with the options of `compiled`) and inside them."""
     text = re.sub(r"\r\n?", "\n", text).removesuffix("\n")
     text = re.sub(r"(?m)^[^\S\n]+(?=\{%)", "", text)  # lstrip_blocks
     text = re.sub(r"%\}\n", "%}", text)  # trim_blocks
@@ -99,7 +99,7 @@ def stripped(text):
 
 
 def template_message(message):
-    """A message as transformers gives it to a template: without what is None, and with the names of its reasoning."""
+    """A message as transformers gives it to a template: without None, and with a reasoning under both of its names."""
     given = {name: x for name, x in message.items() if x is not None}
     thought = next((given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None)
     return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 BLOCK = 2**19  # elements of a weight that are converted at a time: 2 MB in float32, which stay in a cache
-MANY = 256  # with more rows than these, blocks are twice as large, because each rearranges all rows
-OUTPUTS = 32  # a block has a multiple of so many: with any number MKL's product takes up to 1.5 times as long
+MANY = 256  # with more rows, blocks are twice as large, because each block rearranges all rows
+OUTPUTS = 32  # a block has a multiple of this many outputs: with other numbers MKL's product takes up to 1.5 times as long
 BLOCK_ELSEWHERE = 2**24  # on other devices, where starting a kernel is what costs time
 
 
@@ -40,7 +40,7 @@ def product(rows, outputs, convert, dtype, multiple=None, scale=None):
 
 
 class Quantized(nn.Module):
-    """A linear map with quantised weights. Their scale keeps its dtype when a model is converted, as integers do."""
+    """A linear map with quantised weights. Their scale keeps its dtype in `Module.to`, as integers do."""
 
     def _apply(self, fn, recurse=True):
         scale = self.weight_scale

@@ -207,14 +207,18 @@ class Int4Linear(blocks.Quantized):
     def forward(self, x):
         return int4_linear(x, self.weight, self.weight_scale, self.outputs, self.bias)
 
+    def _half(self, device):
+        """`kernel_half`, or None if the kernel does not support the device or the group size."""
+        return kernel_half() if device.type == "cpu" and 32 <= self.group <= 256 else None
+
     def set_nibbles(self, nibbles):
         """Takes nibbles in row order; on a processor with torch's kernel they are kept in its order."""
-        half = kernel_half() if nibbles.device.type == "cpu" and 32 <= self.group <= 256 else None
-        self.weight = nibbles.clone() if half is None else pack(nibbles, half)  # not in the file that they come from
+        half = self._half(nibbles.device)
+        self.weight = nibbles.clone() if half is None else pack(nibbles, half)  # a copy: the file is memory-mapped
 
     def set_scale(self, scale):
         """Takes steps and middles, filled up to whole blocks where the nibbles will be in the kernel's order."""
-        half = kernel_half() if scale.device.type == "cpu" and 32 <= self.group <= 256 else None
+        half = self._half(scale.device)
         missing = 0 if half is None else -self.outputs % (2 * half)
         self.weight_scale = F.pad(scale, (0, 0, 0, missing)) if missing else scale
 
@@ -232,7 +236,7 @@ def assign(owner, leaf, tensor):
     elif leaf == "weight_scale":
         owner.set_scale(tensor)
     elif tensor.is_floating_point():
-        owner.outputs, owner.inputs = tensor.shape  # of a process's part, if the decoder is split
+        owner.outputs, owner.inputs = tensor.shape  # smaller if the decoder is split over several processes
         nibbles, scale = quantize(tensor, owner.group)
         owner.set_nibbles(nibbles)
         owner.set_scale(scale)

@@ -81,7 +81,7 @@ def split(decoder):
 
 def all_sum(own):
     """The sum of all ranks' tensors, in the memory of this one's if it is contiguous."""
-    own = own.contiguous()  # gloo adds what lies side by side in memory, whatever the strides
+    own = own.contiguous()  # gloo ignores strides
     with connection_errors():
         dist.all_reduce(own)
     return own

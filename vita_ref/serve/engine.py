@@ -1,7 +1,8 @@
 """The thread that computes. Requests wait in a queue; groups of them take turns, one step each.
 
 A long answer does not keep a short one waiting: up to `MAX_GROUPS` groups are generated at the same time, a token each
-in turn, and a group has up to `MAX_ROWS` answers. A job whose one step is long, as a page about an answer, gives way inside it.
+in turn, and a group has up to `MAX_ROWS` answers. A job with one long step, such as a page about an answer, calls
+`Engine.give_way` inside it.
 
 Test: ``pytest tests/serve/test_engine.py``
 """
@@ -126,7 +127,7 @@ class Engine:
             return False
 
     def give_way(self, seconds):
-        """Called inside a step that is long: the other jobs go on for so many seconds, or one step each."""
+        """Runs the other jobs for so many seconds, at least a step each. It is called inside a long step."""
         end, others = time.monotonic() + seconds, True
         while others:
             if len(self.running) < MAX_GROUPS:

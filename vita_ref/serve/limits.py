@@ -27,5 +27,5 @@ MAX_PREFIX_BYTES = 512 * 1024**2  # of these, with the features of their media
 MAX_LOOKS = 8  # pages about answers that are kept
 READERS = 2  # threads that decode pictures and sounds
 MAX_CONNECTIONS = 256
-SILENT_SECONDS = 30
+SILENT_SECONDS = 30  # that a connection waits for its client
 STOP_SECONDS = 10  # that running answers may take after Ctrl-C or SIGTERM

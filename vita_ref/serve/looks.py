@@ -59,7 +59,7 @@ def look_page(question, text, most_tiles, engine, job):
     engine.prefixes.recall(question)
     question.messages.pop()
     elements, _ = prompt_of(question, vita, engine.encoder)
-    whole = {each: fresh[key] for key, each in question.media.items()}  # what is remembered has no values, only features
+    whole = {each: fresh[key] for key, each in question.media.items()}  # remembered media have features, but no values
     elements = [whole[x] if isinstance(x, Medium) else x for x in elements]
     media = [x for x in elements if isinstance(x, Medium)]
     images, sounds = ([x for x in media if (x.kind == "audio") is wanted] for wanted in (False, True))
@@ -74,13 +74,13 @@ def look_page(question, text, most_tiles, engine, job):
 
 
 def about_picture(medium, file, config, most_tiles):
-    """What is known of a picture: its name, its size, and its grid of tiles."""
+    """The metadata of a picture: its name, its size, and its grid of tiles."""
     file.seek(0)
     return open_picture(file, config, most_tiles if len(medium.data) > 1 else 1)[1]
 
 
 def taking_turns(engine, job):
-    """Progress of the slow part, which gives the others half of the time, and ends it if nobody waits for it.
+    """A progress callback that gives the other jobs half of the time, and ends the page if its client has left.
 
     Raises: ProtocolError.
     """

@@ -162,7 +162,7 @@ def read_sampling(body):
             continue
         kind, low, high = bounds
         value = typed(body, given, kind, None)
-        if not low <= value <= high:  # nor NaN
+        if not low <= value <= high:  # also false for NaN
             raise ProtocolError(f"{given} must be {low} to {high}, got {shown(value)}", param=given)
         values[name] = value
     top = values.pop("top_logprobs", None)
