@@ -121,7 +121,7 @@ def test_a_picture_is_dropped_asked_about_and_asked_about_again_and_all_of_it_is
     assert page.locator("#log img").evaluate("each => each.complete && each.naturalWidth > 0")
     assert ask(page, "What color is the star?") == chat.ask("What color is the star?")
     page.get_by_role("button", name="New conversation").click()
-    assert page.locator("#log > li").count() == 0
+    expect(page.locator("#log > li")).to_have_count(0)
     page.reload()
     page.wait_for_selector("body[data-ready]")
     assert page.locator("#log > li").count() == 0 and page.locator("#examples").is_visible()
