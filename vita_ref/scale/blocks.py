@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 BLOCK = 2**19  # elements of a weight that are converted at a time: 2 MB in float32, which stay in a cache
 MANY = 256  # with more rows, blocks are twice as large, because each block rearranges all rows
-OUTPUTS = 32  # a block has a multiple of this many outputs: with other numbers MKL's product takes up to 1.5 times as long
+OUTPUTS = 32  # a block has a multiple of this many outputs: with other numbers MKL's product takes up to 1.8 times as long
 BLOCK_ELSEWHERE = 2**24  # on other devices, where starting a kernel is what costs time
 
 

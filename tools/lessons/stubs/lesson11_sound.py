@@ -2,8 +2,8 @@
 
 A second of sound is 16,000 numbers, far too many for positions of a transformer. It is cut into overlapping frames: 400 samples
 (25 ms), a new frame every 160 samples (10 ms), only frames that are complete. Of each frame one wants to know how much energy it
-has at which pitch. A Fourier transform gives the power (the squared amplitude) at 257 frequencies. The ear tells low pitches apart
-finely and high ones coarsely, so the frequencies are summed in M bins that are equally wide on the mel scale,
+has at which frequency. A Fourier transform gives the power (the squared amplitude) at 257 frequencies. The ear tells low
+frequencies apart finely and high ones coarsely, so the frequencies are summed in M bins that are equally wide on the mel scale,
 mel(f) = 1127 * ln(1 + f / 700), from 20 Hz to half the sample rate. A bin is a triangle: 1 at its centre, falling to 0 at the
 centres of its neighbours, linear in mel. Then the natural logarithm is taken, because loudness is heard in ratios.
 
