@@ -102,10 +102,10 @@ def open_video(request, config):
     """The chosen frames as one tensor [N, 3, Y, X], and the fields of a `Picture` for each."""
     if isinstance(request.video, torch.Tensor):
         return request.video, [{"name": f"frame {i}"} for i in range(len(request.video))]
-    tiles, about, name = [], [], name_of(request.video, "video")
+    tiles, about, name, read = [], [], name_of(request.video, "video"), frame_reader(config)
     for frame in video.iterate_frames(request.video, fps=request.fps, max_frames=request.max_frames):
         about.append({"name": name, "size": frame.size, "seconds": float(frame.info["seconds"])})
-        tiles.append(frame_reader(config)(frame))
+        tiles.append(read(frame))
         del frame  # so that only one is in memory
     return torch.cat(tiles), about
 
